@@ -1,0 +1,41 @@
+"""Recurrent networks trained with backpropagation through time.
+
+The names below are the public interface. They load on first use, so that
+`bptt --help` does not wait for PyTorch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bptt import tutorial as tutorial
+    from bptt.errors import CheckpointError as CheckpointError
+    from bptt.errors import GradientError as GradientError
+    from bptt.errors import InputError as InputError
+
+__version__ = "0.1.0"
+
+# public name -> the module that defines it
+_HOME = {
+    "CheckpointError": "bptt.errors",
+    "GradientError": "bptt.errors",
+    "InputError": "bptt.errors",
+}
+_MODULES = ("tutorial",)
+
+__all__ = ["__version__", "tutorial", *_HOME]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"bptt.{name}")
+    else:
+        raise AttributeError(f"module 'bptt' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,5 @@
+"""Shapes and dtypes of every public function are checked while the tests run."""
+
+from jaxtyping import install_import_hook
+
+hook = install_import_hook("bptt", "beartype.beartype")
