@@ -2,4 +2,4 @@
 
 from jaxtyping import install_import_hook
 
-hook = install_import_hook("bptt", "beartype.beartype")
+install_import_hook("bptt", "typecheck.check")

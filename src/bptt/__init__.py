@@ -12,6 +12,13 @@ if TYPE_CHECKING:
     from bptt.errors import CheckpointError as CheckpointError
     from bptt.errors import GradientError as GradientError
     from bptt.errors import InputError as InputError
+    from bptt.language_model import LanguageModel as LanguageModel
+    from bptt.modules import GRU as GRU
+    from bptt.modules import LSTM as LSTM
+    from bptt.modules import RNN as RNN
+    from bptt.truncation import Truncation as Truncation
+    from bptt.verify import GradientReport as GradientReport
+    from bptt.verify import check_gradients as check_gradients
 
 __version__ = "0.1.0"
 
@@ -20,10 +27,17 @@ _HOME = {
     "CheckpointError": "bptt.errors",
     "GradientError": "bptt.errors",
     "InputError": "bptt.errors",
+    "GRU": "bptt.modules",
+    "LSTM": "bptt.modules",
+    "RNN": "bptt.modules",
+    "LanguageModel": "bptt.language_model",
+    "Truncation": "bptt.truncation",
+    "GradientReport": "bptt.verify",
+    "check_gradients": "bptt.verify",
 }
 _MODULES = ("tutorial",)
 
-__all__ = ["__version__", "tutorial", *_HOME]  # noqa: PLE0604
+__all__ = ["__version__", "tutorial", *_HOME]
 
 
 def __getattr__(name: str) -> Any:

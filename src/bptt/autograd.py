@@ -1,0 +1,170 @@
+"""The loop through time as one operation of PyTorch's autograd.
+
+The forward pass keeps the tape and builds no graph of steps; the backward pass runs the
+loop of `through_time` with the truncation. Where a derivative of the gradient is asked
+for (`create_graph=True`), the backward pass runs the same loop differentiably, so
+double backward holds under every truncation. Inside `torch.func` transforms and
+forward-mode differentiation the forward pass is left to them to differentiate.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bptt.cells import Cell, Tape
+from bptt.cells.base import State
+from bptt.through_time import Layer, LayerGradients, backward, forward
+from bptt.truncation import Truncation
+
+_WEIGHTS = ("U", "W", "b_ih", "b_hh")
+
+
+def run(
+    layers: Sequence[Layer],
+    x: Tensor,
+    initial: Sequence[State],
+    masks: Sequence[Tensor],
+    truncation: Truncation,
+) -> tuple[Tensor, list[State]]:
+    """A stack of layers over a sequence, differentiable as the truncation says.
+
+    Args:
+        layers: bottom first.
+        x: (time, batch, input) floats or (time, batch) int64 ids.
+        initial: each layer's state before the first step, parts (batch, state).
+        masks: as for `through_time.forward`.
+        truncation: which errors go how far back.
+
+    Returns:
+        Outputs (time, batch, state) of the top layer and each layer's final state,
+        parts (batch, state).
+
+    Raises:
+        NotImplementedError: inside a `torch.func` transform or forward-mode
+            differentiation with a truncation that cuts something: they differentiate
+            the forward pass, where nothing is cut.
+    """
+    tensors = [x, *_flatten(layers, initial)]
+    if _transformed():
+        if not truncation.is_full_over(x.shape[0]):
+            raise NotImplementedError(
+                f"{truncation} has no meaning inside torch.func transforms or "
+                "forward-mode differentiation, which differentiate the whole "
+                "sequence; set the module's truncation to None there"
+            )
+        return _outputs(forward(layers, x, initial, masks))
+    if torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in tensors
+    ):
+        plan = _Plan(tuple(layer.cell for layer in layers), truncation, len(masks))
+        y, *final = _ThroughTime.apply(  # type: ignore[no-untyped-call]
+            plan, x, *masks, *tensors[1:]
+        )
+        return y, _unflatten_states(plan.cells, final)
+    return _outputs(forward(layers, x, initial, masks))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What tells the flat tensors of the autograd function apart again."""
+
+    cells: tuple[Cell, ...]
+    truncation: Truncation
+    masks: int
+
+    def layers_and_states(
+        self, tensors: Sequence[Tensor | None]
+    ) -> tuple[list[Layer], list[State]]:
+        """The inverse of `_flatten`."""
+        weights = len(self.cells) * len(_WEIGHTS)
+        each = [tensors[at : at + 4] for at in range(0, weights, len(_WEIGHTS))]
+        layers = [
+            Layer(cell, *four)  # type: ignore[arg-type]
+            for cell, four in zip(self.cells, each, strict=True)
+        ]
+        states = [t for t in tensors[weights:] if t is not None]
+        return layers, _unflatten_states(self.cells, states)
+
+
+class _ThroughTime(torch.autograd.Function):
+    """(plan, x, masks, weights, initial states) -> (outputs, final states)."""
+
+    @staticmethod
+    def forward(ctx: Any, plan: _Plan, x: Tensor, *tensors: Tensor | None) -> Any:
+        """Keep the inputs and the tape; the tensors are masks, weights, states."""
+        masks = [m for m in tensors[: plan.masks] if m is not None]
+        layers, initial = plan.layers_and_states(tensors[plan.masks :])
+        tapes = forward(layers, x, initial, masks)
+        ctx.plan = plan
+        ctx.save_for_backward(
+            x, *tensors, *(t for tape in tapes for t in (*tape.states, *tape.kept))
+        )
+        ctx.tape_sizes = [(len(tape.states), len(tape.kept)) for tape in tapes]
+        y, final = _outputs(tapes)
+        # A copy, so that changing the outputs in place, as with torch.nn, is allowed.
+        return (y.clone(), *(part.clone() for state in final for part in state))
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, *dfinal: Tensor) -> Any:
+        """Run the loop; differentiably, when a graph of the gradient is asked for."""
+        plan: _Plan = ctx.plan
+        x, *tensors = ctx.saved_tensors[: len(ctx.needs_input_grad) - 1]
+        kept = list(ctx.saved_tensors[len(ctx.needs_input_grad) - 1 :])
+        masks = tensors[: plan.masks]
+        layers, initial = plan.layers_and_states(tensors[plan.masks :])
+        if torch.is_grad_enabled():
+            tapes = forward(layers, x, initial, masks)
+        else:
+            tapes = _tapes(kept, ctx.tape_sizes)
+        needs_dx = ctx.needs_input_grad[1] and x.is_floating_point()
+        dx, gradients = backward(
+            layers,
+            x,
+            masks,
+            tapes,
+            dy,
+            _unflatten_states(plan.cells, dfinal),
+            plan.truncation,
+            needs_dx=needs_dx,
+        )
+        return None, dx, *(None for _ in masks), *_flatten_gradients(gradients)
+
+
+def _transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation is looking on."""
+    return (
+        torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+    )
+
+
+def _outputs(tapes: Sequence[Tape]) -> tuple[Tensor, list[State]]:
+    return tapes[-1].states[0][1:], [
+        tuple(s[-1] for s in tape.states) for tape in tapes
+    ]
+
+
+def _flatten(layers: Sequence[Layer], states: Sequence[State]) -> list[Tensor | None]:
+    weights = [getattr(layer, name) for layer in layers for name in _WEIGHTS]
+    return weights + [part for state in states for part in state]
+
+
+def _flatten_gradients(gradients: Sequence[LayerGradients]) -> list[Tensor | None]:
+    weights = [getattr(g, f"d{name}") for g in gradients for name in _WEIGHTS]
+    return weights + [part for g in gradients for part in g.dstate]
+
+
+def _unflatten_states(cells: Sequence[Cell], flat: Sequence[Tensor]) -> list[State]:
+    parts = cells[0].state_parts
+    return [tuple(flat[at : at + parts]) for at in range(0, len(flat), parts)]
+
+
+def _tapes(flat: list[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Tape]:
+    tapes = []
+    for states, kept in sizes:
+        tapes.append(Tape(tuple(flat[:states]), tuple(flat[states : states + kept])))
+        del flat[: states + kept]
+    return tapes

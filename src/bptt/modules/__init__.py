@@ -1,0 +1,5 @@
+"""The recurrent modules: drop-ins for torch.nn's."""
+
+from bptt.modules.layers import GRU as GRU
+from bptt.modules.layers import LSTM as LSTM
+from bptt.modules.layers import RNN as RNN

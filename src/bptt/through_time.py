@@ -1,0 +1,266 @@
+"""Backpropagation through time, with the lag outermost: THE algorithm.
+
+Forward: sequence -> states and tape. Backward: tape and output errors -> gradients,
+under any truncation. The tutorial loops over outputs, and for each output back over
+steps. Here all passes of a truncation go back together, one lag at a time, so a lag is
+one product over (passes x batch) rows. The gradient of the parameters is linear in the
+error that arrives at a step, so those errors are summed per step on the way, and each
+of dU, dW and db is formed once.
+
+A stack of layers is cut as one cell with a larger state: a pass carries the errors of
+all layers, and its error moves down the stack within a step. Under full BPTT nothing is
+cut, so the layers can go one after another, which leaves the products between layers to
+one large product each.
+
+Written out of place on any device and dtype: this is the definition that faster code is
+held to, and differentiable itself, for derivatives of the gradient.
+
+References: Werbos, "Backpropagation through time: what it does and how to do it", 1990;
+Williams & Peng, 1990 (see `truncation`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from bptt.cells import Cell, Tape
+from bptt.cells.base import State
+from bptt.truncation import Lag, Truncation
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A cell and its weights, in PyTorch's shapes; biases both or none."""
+
+    cell: Cell
+    U: Float[Tensor, "gates input"]
+    W: Float[Tensor, "gates state"]
+    b_ih: Float[Tensor, " gates"] | None
+    b_hh: Float[Tensor, " gates"] | None
+
+
+@dataclass(frozen=True)
+class LayerGradients:
+    """`dE` of one layer's weights and of its state before the first step."""
+
+    dU: Tensor
+    dW: Tensor
+    db_ih: Tensor | None
+    db_hh: Tensor | None
+    dstate: State
+
+
+def forward(
+    layers: Sequence[Layer],
+    x: Tensor,
+    initial: Sequence[State],
+    masks: Sequence[Tensor],
+) -> list[Tape]:
+    """Run a stack of layers over a sequence.
+
+    Args:
+        layers: bottom first.
+        x: (time, batch, input) floats, or (time, batch) int64 as one-hot ids, which
+            are looked up, never materialised. time >= 1.
+        initial: the state of each layer before the first step, parts (batch, state).
+        masks: for each layer but the last, what its outputs are multiplied by on their
+            way up, (time, batch, state); empty for no dropout.
+
+    Returns:
+        A tape a layer. The outputs are `tapes[-1].states[0][1:]`.
+    """
+    tapes: list[Tape] = []
+    for index, (layer, state) in enumerate(zip(layers, initial, strict=True)):
+        if index:
+            x = _input_above(tapes[index - 1], index - 1, masks)
+        tapes.append(_scan(layer, x, state))
+    return tapes
+
+
+def backward(
+    layers: Sequence[Layer],
+    x: Tensor,
+    masks: Sequence[Tensor],
+    tapes: Sequence[Tape],
+    dy: Float[Tensor, "time batch state"],
+    dfinal: Sequence[State],
+    truncation: Truncation,
+    *,
+    needs_dx: bool,
+) -> tuple[Tensor | None, list[LayerGradients]]:
+    """Errors of the outputs and of the final state -> gradients, as truncated.
+
+    Costs, beside one product over the whole sequence for each of dU, dW and dx, as many
+    products as the truncation has lags, each over (running passes x batch) rows.
+
+    Args:
+        layers: bottom first.
+        x: as given to `forward`.
+        masks: as given to `forward`.
+        tapes: as `forward` returned them.
+        dy: the error of the top layer's outputs.
+        dfinal: the error of each layer's final state, parts (batch, state).
+        truncation: which errors go how far back. The final state's error belongs to
+            the last step, so to that step's pass.
+        needs_dx: whether to form the input's gradient; never for ids.
+
+    Returns:
+        `dx` (or None) and the gradients of each layer, bottom first.
+    """
+    time = dy.shape[0]
+    lags = list(truncation.lags(time))
+    gradients: list[LayerGradients] = []
+    if truncation.is_full_over(time):
+        groups = [[index] for index in range(len(layers))]
+    else:
+        groups = [list(range(len(layers)))]
+    dx: Tensor | None = None
+    for group in reversed(groups):
+        bottom, top = group[0], group[-1] + 1
+        deltas, dstates = _sweep(
+            layers[bottom:top],
+            masks[bottom : top - 1],
+            tapes[bottom:top],
+            dy,
+            dfinal[bottom:top],
+            lags,
+        )
+        for index in reversed(group):
+            inputs = _input_above(tapes[index - 1], index - 1, masks) if index else x
+            at = index - bottom
+            gradients.append(
+                _gradients(layers[index], inputs, tapes[index], deltas[at], dstates[at])
+            )
+        if bottom or needs_dx:
+            dx = deltas[0] @ layers[bottom].U
+            dy = dx * masks[bottom - 1] if bottom and masks else dx
+    return (dx if needs_dx else None), gradients[::-1]
+
+
+def _scan(layer: Layer, x: Tensor, state: State) -> Tape:
+    """One layer forward: the input's product for all steps at once, then the steps."""
+    gx = _project(layer, x)
+    states = [state]
+    kept = []
+    for gx_t in gx.unbind(0):
+        state, kept_t = layer.cell.step(gx_t, state, layer.W, layer.b_hh)
+        states.append(state)
+        kept.append(kept_t)
+    return Tape(
+        states=tuple(torch.stack(parts) for parts in zip(*states, strict=True)),
+        kept=tuple(torch.stack(parts) for parts in zip(*kept, strict=True)),
+    )
+
+
+def _project(layer: Layer, x: Tensor) -> Tensor:
+    """`U x_t + b` for every step: a product, or a look-up for ids."""
+    bias = layer.cell.input_bias(layer.b_ih, layer.b_hh)
+    if x.is_floating_point():
+        return F.linear(x, layer.U, bias)
+    gx = F.embedding(x, layer.U.t())
+    return gx if bias is None else gx + bias
+
+
+def _input_above(tape: Tape, index: int, masks: Sequence[Tensor]) -> Tensor:
+    """What the layer above layer `index` reads."""
+    y = tape.states[0][1:]
+    return y * masks[index] if masks else y
+
+
+def _sweep(
+    layers: Sequence[Layer],
+    masks: Sequence[Tensor],
+    tapes: Sequence[Tape],
+    dy: Tensor,
+    dfinal: Sequence[State],
+    lags: Sequence[Lag],
+) -> tuple[list[Tensor], list[State]]:
+    """All passes back through a stack: the errors per step, summed over passes.
+
+    Returns:
+        For each layer, delta (time, batch, gates), the error of `gx`, and the error of
+        the initial state.
+    """
+    top = len(layers) - 1
+    parts = range(layers[0].cell.state_parts)
+    deltas = [
+        dy.new_zeros(*dy.shape[:2], layer.W.shape[0]).to(layer.W.dtype)
+        for layer in layers
+    ]
+    dstart = [tuple(torch.zeros_like(s[0]) for s in tape.states) for tape in tapes]
+    # ds[layer][part] is (running passes, batch, state), the error of the state after
+    # the step at which each pass stands.
+    ds = [tuple(s[:0] for s in tape.states) for tape in tapes]
+    previous_first = 0
+    for lag in lags:
+        ds = _enter_and_leave(ds, lag, previous_first)
+        previous_first = lag.first
+        if lag.owns:
+            ds[top] = (ds[top][0] + dy[lag.steps], *ds[top][1:])
+        if lag.at_end:
+            ds = [
+                tuple(_add_to_last(d[part], end[part]) for part in parts)
+                for d, end in zip(ds, dfinal, strict=True)
+            ]
+        for index in range(top, -1, -1):
+            layer, tape = layers[index], tapes[index].at(lag)
+            delta, ds[index] = layer.cell.vjp_state(ds[index], tape, layer.W)
+            deltas[index][lag.steps] += delta
+            if index:  # the error goes down within the step, to the layer below
+                below = delta @ layer.U
+                if masks:
+                    below = below * masks[index - 1][lag.steps]
+                ds[index - 1] = (ds[index - 1][0] + below, *ds[index - 1][1:])
+        if lag.at_start:
+            dstart = [
+                tuple(total[part] + d[part][0] for part in parts)
+                for total, d in zip(dstart, ds, strict=True)
+            ]
+    return deltas, dstart
+
+
+def _enter_and_leave(ds: list[State], lag: Lag, previous_first: int) -> list[State]:
+    """Drop the passes that left the sequence and admit those that enter it."""
+    left = lag.first - previous_first
+    entering = lag.last - lag.first - (ds[0][0].shape[0] - left)
+    if not left and not entering:
+        return ds
+
+    def updated(d: Tensor) -> Tensor:
+        d = d[left:]
+        if not entering:
+            return d
+        return torch.cat((d, d.new_zeros(entering, *d.shape[1:])))
+
+    return [tuple(updated(part) for part in state) for state in ds]
+
+
+def _add_to_last(ds: Tensor, d: Tensor) -> Tensor:
+    """Add `d` to the error of the last pass alone."""
+    return torch.cat((ds[:-1], (ds[-1] + d).unsqueeze(0)))
+
+
+def _gradients(
+    layer: Layer, x: Tensor, tape: Tape, delta: Tensor, dstate: State
+) -> LayerGradients:
+    """The weights' gradients from the summed errors: one product each."""
+    hidden = layer.cell.hidden_delta(delta, tape.whole())
+    rows = delta.flatten(0, 1)
+    hidden_rows = hidden.flatten(0, 1)
+    if x.is_floating_point():
+        dU = rows.t() @ x.flatten(0, 1)
+    else:
+        dU = rows.new_zeros(layer.U.shape[1], rows.shape[1])
+        dU = dU.index_add(0, x.flatten(), rows).t()
+    has_bias = layer.b_ih is not None
+    return LayerGradients(
+        dU=dU,
+        dW=hidden_rows.t() @ tape.states[0][:-1].flatten(0, 1),
+        db_ih=rows.sum(0) if has_bias else None,
+        db_hh=hidden_rows.sum(0) if has_bias else None,
+        dstate=dstate,
+    )
