@@ -48,7 +48,7 @@ def run(
             the forward pass, where nothing is cut.
     """
     tensors = [x, *_flatten(layers, initial)]
-    if _transformed():
+    if inside_transform():
         if not truncation.is_full_over(x.shape[0]):
             raise NotImplementedError(
                 f"{truncation} has no meaning inside torch.func transforms or "
@@ -65,6 +65,14 @@ def run(
         )
         return y, _unflatten_states(plan.cells, final)
     return _outputs(forward(layers, x, initial, masks))
+
+
+def inside_transform() -> bool:
+    """Whether torch.func or forward-mode differentiation is looking on."""
+    return (
+        torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+    )
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,7 @@ class _ThroughTime(torch.autograd.Function):
         layers, initial = plan.layers_and_states(tensors[plan.masks :])
         tapes = forward(layers, x, initial, masks)
         ctx.plan = plan
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(
             x, *tensors, *(t for tape in tapes for t in (*tape.states, *tape.kept))
         )
@@ -108,13 +117,20 @@ class _ThroughTime(torch.autograd.Function):
         return (y.clone(), *(part.clone() for state in final for part in state))
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor, *dfinal: Tensor) -> Any:
+    def backward(ctx: Any, dy: Tensor | None, *dfinal: Tensor | None) -> Any:
         """Run the loop; differentiably, when a graph of the gradient is asked for."""
         plan: _Plan = ctx.plan
         x, *tensors = ctx.saved_tensors[: len(ctx.needs_input_grad) - 1]
         kept = list(ctx.saved_tensors[len(ctx.needs_input_grad) - 1 :])
         masks = tensors[: plan.masks]
         layers, initial = plan.layers_and_states(tensors[plan.masks :])
+        # Zeros come from an error that is given, for vmap over the backward pass: what
+        # is summed in place must be batched there as the errors are.
+        state = initial[0][0]
+        given = next((d for d in (dy, *dfinal) if d is not None), state)
+        if dy is None:
+            dy = given.new_zeros(x.shape[0], *state.shape)
+        ends = [given.new_zeros(state.shape) if d is None else d for d in dfinal]
         if torch.is_grad_enabled():
             tapes = forward(layers, x, initial, masks)
         else:
@@ -126,19 +142,11 @@ class _ThroughTime(torch.autograd.Function):
             masks,
             tapes,
             dy,
-            _unflatten_states(plan.cells, dfinal),
+            _unflatten_states(plan.cells, ends),
             plan.truncation,
             needs_dx=needs_dx,
         )
         return None, dx, *(None for _ in masks), *_flatten_gradients(gradients)
-
-
-def _transformed() -> bool:
-    """Whether torch.func or forward-mode differentiation is looking on."""
-    return (
-        torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
-    )
 
 
 def _outputs(tapes: Sequence[Tape]) -> tuple[Tensor, list[State]]:

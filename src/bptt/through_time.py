@@ -112,12 +112,13 @@ def backward(
         `dx` (or None) and the gradients of each layer, bottom first.
     """
     time = dy.shape[0]
-    lags = list(truncation.lags(time))
     gradients: list[LayerGradients] = []
     if truncation.is_full_over(time):
+        truncation = Truncation.full()  # the same in one pass
         groups = [[index] for index in range(len(layers))]
     else:
         groups = [list(range(len(layers)))]
+    lags = list(truncation.lags(time))
     dx: Tensor | None = None
     for group in reversed(groups):
         bottom, top = group[0], group[-1] + 1
@@ -249,18 +250,23 @@ def _gradients(
 ) -> LayerGradients:
     """The weights' gradients from the summed errors: one product each."""
     hidden = layer.cell.hidden_delta(delta, tape.whole())
-    rows = delta.flatten(0, 1)
-    hidden_rows = hidden.flatten(0, 1)
+    rows = _rows(delta)
+    hidden_rows = _rows(hidden)
     if x.is_floating_point():
-        dU = rows.t() @ x.flatten(0, 1)
+        dU = rows.t() @ _rows(x)
     else:
         dU = rows.new_zeros(layer.U.shape[1], rows.shape[1])
-        dU = dU.index_add(0, x.flatten(), rows).t()
+        dU = dU.index_add(0, x.reshape(-1), rows).t()
     has_bias = layer.b_ih is not None
     return LayerGradients(
         dU=dU,
-        dW=hidden_rows.t() @ tape.states[0][:-1].flatten(0, 1),
+        dW=hidden_rows.t() @ _rows(tape.states[0][:-1]),
         db_ih=rows.sum(0) if has_bias else None,
         db_hh=hidden_rows.sum(0) if has_bias else None,
         dstate=dstate,
     )
+
+
+def _rows(t: Tensor) -> Tensor:
+    """Time and batch as one axis; `flatten` knows no vmap over the backward pass."""
+    return t.reshape(t.shape[0] * t.shape[1], *t.shape[2:])

@@ -98,7 +98,10 @@ class Truncation:
 
     def is_full_over(self, time: int) -> bool:
         """Whether nothing is cut in a sequence of `time` steps."""
-        return self.k1 is None or self.k2 is None or time <= self.k1 <= self.k2
+        if self.k1 is None or self.k2 is None:
+            return True
+        nominal_end = -(-time // self.k1) * self.k1 - 1  # of the last pass
+        return self.k2 > nominal_end
 
     def lags(self, time: int) -> Iterator[Lag]:
         """The turns of the backward loop over a sequence of `time` steps.

@@ -189,6 +189,11 @@ class ThroughTime(_Base):
                         f"(layers x directions{', batch' if batched else ''}, "
                         f"hidden_size); got {tuple(part.shape)}"
                     )
+                if not part.is_floating_point():
+                    raise TypeError(
+                        f"{type(self).__name__}: {name} must hold floats, as the "
+                        f"weights do ({weight.dtype}); got {part.dtype}"
+                    )
             if not batched:
                 given = [part.unsqueeze(1) for part in given]
             given = [part.to(weight.dtype) for part in given]
@@ -220,7 +225,17 @@ class ThroughTime(_Base):
                     f"(time, input_size) for one sequence; got shape {shape}"
                 )
             batched = input.dim() == 3
-            self.check_input(input, None)
+            if input.dtype != self._weight.dtype:
+                raise ValueError(
+                    f"{name}: input has dtype {input.dtype} and the weights "
+                    f"{self._weight.dtype}; convert one of them, as with "
+                    f"input.to({self._weight.dtype})"
+                )
+            if shape[-1] != self.input_size:
+                raise RuntimeError(
+                    f"{name}: input.size(-1) must be input_size = {self.input_size}; "
+                    f"got shape {shape}"
+                )
         elif input.dtype == torch.int64:
             if input.dim() not in (1, 2):
                 raise ValueError(
@@ -228,7 +243,9 @@ class ThroughTime(_Base):
                     f"sequence; got shape {shape}"
                 )
             batched = input.dim() == 2
-            if input.numel() and not 0 <= input.min() <= input.max() < self.input_size:
+            # Inside torch.func's transforms values cannot be asked for.
+            seen = input.numel() > 0 and not autograd.inside_transform()
+            if seen and not 0 <= input.min() <= input.max() < self.input_size:
                 raise ValueError(
                     f"{name}: ids in input must be at least 0 and below input_size = "
                     f"{self.input_size}; got {int(input.min())} to {int(input.max())}"

@@ -1,0 +1,321 @@
+"""What the subcommands do."""
+
+import json
+import math
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from rich.console import Console
+from rich.markup import escape
+
+from bptt import verify
+from bptt.cli.arguments import Check, Command, Evaluate, Generate, Train
+from bptt.cli.progress import TrainingProgress, console, tracked
+from bptt.errors import CheckpointError, InputError
+from bptt.language_model import CONFIG, LanguageModel
+from bptt.storage import MANIFEST
+from bptt.text import read_text
+from bptt.training import (
+    Measurement,
+    Options,
+    RunFolder,
+    Stopped,
+    Trainer,
+    TrainingConfig,
+    check,
+    encode_for,
+    evaluate,
+    evaluation_batches,
+    load_corpus,
+    resolve,
+)
+
+_SAMPLE_TOKENS = 300
+
+
+def run(command: Command) -> int:
+    """Run a parsed command; the exit code."""
+    match command:
+        case Train():
+            return train(command)
+        case Evaluate():
+            return evaluate_run(command)
+        case Generate():
+            return generate(command)
+        case Check():
+            return check_gradients(command)
+
+
+def train(command: Train) -> int:
+    """`bptt train`: messages on stderr, the run's folder on stdout."""
+    to = console()
+    options = _options(command)
+    _check_device(options.device)
+    path = command.out or _free_name(command)
+    if command.resume and command.out is None:
+        raise InputError("--resume needs --out RUN, the run to go on with")
+    folder = RunFolder(path)
+    corpus = load_corpus(
+        options, command.text, () if command.valid is None else (command.valid,)
+    )
+    with _as_input_error():
+        model_config, config = resolve(options, corpus.tokenizer.size)
+    folder.create(resume=command.resume)
+    torch.manual_seed(config.seed)
+    model = LanguageModel(model_config, corpus.tokenizer)
+    _describe(to, model, config, corpus.train.tokens, corpus.held_out.tokens)
+    with TrainingProgress(to) as progress, _signals() as received:
+        trainer = Trainer(
+            model, config, corpus, folder, progress, lambda: bool(received)
+        )
+        if command.resume:
+            if folder.finished:
+                to.print(f"The run in {escape(str(path))} is finished.")
+                return 0
+            _check_same_run(folder.path, model, config)
+            if trainer.resume():
+                to.print(f"Going on from step {trainer.progress.step}.")
+            else:
+                to.print("No snapshot yet: starting from the beginning.")
+        try:
+            measured = trainer.run()
+        except Stopped:
+            to.print(
+                f"Stopped at step {trainer.progress.step}; the state is saved: go on "
+                f"with --out {escape(str(path))} --resume"
+            )
+            return 128 + received[0]
+    to.print(f"\n{_sentence(measured)} The last tenth, or --valid, held out.")
+    sample = model.generate(length=_SAMPLE_TOKENS, temperature=0.8, seed=config.seed)
+    to.print(f"\nA sample:\n{escape(_printable(sample.strip()))}\n")
+    to.print("The run, for bptt evaluate and bptt generate, is in")
+    sys.stdout.write(f"{path}\n")
+    return 0
+
+
+def evaluate_run(command: Evaluate) -> int:
+    """`bptt evaluate`."""
+    if not command.text:
+        raise InputError("name at least one TEXT to evaluate on")
+    model = _load(command.run)
+    assert model.tokenizer is not None
+    corpus = encode_for(
+        read_text(command.text),
+        model.tokenizer,
+        model.config.unit,
+        one_a_line=model.config.one_a_line,
+    )
+    batches = evaluation_batches(corpus)
+    progress, advance = tracked(console(), "evaluating", len(batches))
+
+    def watched() -> Iterator[Any]:
+        for batch in batches:
+            yield batch
+            advance()
+
+    with progress:
+        measured = evaluate(model, watched())
+    if command.json:
+        _write_json(
+            {
+                "loss": measured.loss,
+                "perplexity": measured.perplexity,
+                "bits_per_token": measured.bits_per_token,
+                "tokens": measured.tokens,
+            }
+        )
+    else:
+        sys.stdout.write(_sentence(measured) + "\n")
+    return 0
+
+
+def generate(command: Generate) -> int:
+    """`bptt generate`."""
+    model = _load(command.run)
+    with _as_input_error():
+        text = model.generate(
+            command.prompt,
+            length=command.length,
+            temperature=command.temperature,
+            seed=command.seed,
+        )
+    sys.stdout.write((_printable(text) if sys.stdout.isatty() else text) + "\n")
+    return 0
+
+
+def check_gradients(command: Check) -> int:
+    """`bptt check`."""
+    to = console()
+    progress, advance = tracked(to, "checking", verify.CASES)
+    with progress:
+        certificates = verify.certify(lambda _: advance())
+    failed = [c for c in certificates if not c.passed]
+    if command.json:
+        _write_json(
+            {
+                "passed": not failed,
+                "cases": [asdict(certificate) for certificate in certificates],
+            }
+        )
+    else:
+        for certificate in certificates:
+            sys.stdout.write(f"{certificate}\n")
+    if failed:
+        to.print(f"{len(failed)} of {len(certificates)} gradients are wrong.")
+        return 4
+    to.print(f"All {len(certificates)} gradients are right.")
+    return 0
+
+
+def _options(command: Train) -> Options:
+    """The options of the command line, checked."""
+    known = {field.name for field in fields(command)} & set(Options.__struct_fields__)
+    values = {name: getattr(command, name) for name in known}
+    if command.k2 == "auto":
+        raise InputError("--k2 auto is not supported yet; give a number, or full")
+    if command.k2 is not None and command.k2 != "full":
+        try:
+            values["k2"] = int(command.k2)
+        except ValueError:
+            raise InputError(
+                f"--k2 must be a number of steps, or full; got {command.k2!r}"
+            ) from None
+    options = Options(**values)
+    with _as_input_error():
+        check(options)
+    return options
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.zeros(1, device=torch.device(name))
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--device {name} cannot be used: {reason}") from error
+
+
+def _check_same_run(path: Path, model: LanguageModel, config: TrainingConfig) -> None:
+    """Refuse to go on with other options than the run began with."""
+    try:
+        saved = json.loads((path / CONFIG).read_bytes())
+    except FileNotFoundError:
+        return
+    except (ValueError, OSError, RecursionError) as error:
+        raise CheckpointError(f"{path / CONFIG} is damaged: {error}") from error
+    now = {
+        **msgspec.to_builtins(model.config),
+        **msgspec.to_builtins(config),
+    }
+    before = {**saved.get("model", {}), **(saved.get("training") or {})}
+    other = [name for name in now if now[name] != before.get(name)]
+    if other:
+        name = other[0]
+        raise InputError(
+            f"--resume needs the options that the run began with: {name} was "
+            f"{before.get(name)!r} and is {now[name]!r}"
+        )
+
+
+def _free_name(command: Train) -> Path:
+    """`runs/<text>-<cell>`, numbered if there is one already."""
+    text = command.text[0].stem if command.text else "python"
+    text = "".join(c if c.isalnum() or c in "-_" else "_" for c in text)[:60]
+    name = f"{text or 'text'}-{command.cell}"
+    path, number = Path("runs") / name, 2
+    while path.exists():
+        path, number = Path("runs") / f"{name}-{number}", number + 1
+    return path
+
+
+def _load(path: Path) -> LanguageModel:
+    if not (path / MANIFEST).is_file():
+        raise InputError(
+            f"{path} is no run: it has no {MANIFEST}; give the folder that bptt train "
+            "printed"
+        )
+    model = LanguageModel.from_pretrained(path)
+    if model.tokenizer is None:
+        raise CheckpointError(f"{path / MANIFEST} lists no tokenizer.json")
+    return model
+
+
+def _describe(
+    to: Console, model: LanguageModel, config: TrainingConfig, train: int, valid: int
+) -> None:
+    parameters = sum(p.numel() for p in model.parameters())
+    shape = model.config
+    length = (
+        f"{config.minutes:g} minutes"
+        if config.minutes
+        else f"{config.epochs} epochs"
+        if config.epochs
+        else f"{config.steps} steps"
+    )
+    to.print(
+        f"{shape.cell.upper()}, {shape.layers} x {shape.hidden} units, "
+        f"{parameters:,} parameters, {shape.vocab} kinds of {config.level} tokens; "
+        f"{train:,} tokens to train on, {valid:,} held out; {config.optimizer}, "
+        f"{length}."
+    )
+
+
+def _sentence(measured: Measurement) -> str:
+    return (
+        f"Loss {measured.loss:.4f} nats per token, perplexity "
+        f"{measured.perplexity:.3f}, {measured.bits_per_token:.4f} bits per token, "
+        f"over {measured.tokens:,} tokens."
+    )
+
+
+def _printable(text: str) -> str:
+    """Control characters as escapes, so that no text can drive the terminal."""
+    return "".join(
+        c if c in "\n\t" or c.isprintable() else c.encode("unicode_escape").decode()
+        for c in text
+    )
+
+
+def _write_json(record: dict[str, Any]) -> None:
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in record.items()
+    }
+    sys.stdout.write(json.dumps(finite) + "\n")
+
+
+@contextmanager
+def _as_input_error() -> Iterator[None]:
+    """A ValueError about an option is wrong usage."""
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """The signals received: the first is noted, a second one acts as usual."""
+    received: list[int] = []
+    previous: dict[int, Any] = {}
+
+    def note(number: int, _frame: object) -> None:
+        received.append(number)
+        restore()
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        previous[number] = signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        restore()

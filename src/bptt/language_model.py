@@ -1,0 +1,340 @@
+"""The recurrent language model: embedding or one-hot -> recurrent stack -> softmax.
+
+With one-hot input, one tanh layer and no biases it is the tutorial's network:
+`s_t = tanh(U x_t + W s_{t-1})`, `o_t = softmax(V s_t)` (Mikolov et al., "Recurrent
+neural network based language model", 2010).
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, cast, final
+
+import msgspec
+import safetensors.torch
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError
+from torch import Tensor
+
+from bptt import storage
+from bptt.errors import CheckpointError
+from bptt.modules import GRU, LSTM, RNN
+from bptt.text.tokens import Tokenizer
+from bptt.truncation import Truncation
+
+State = Tensor | tuple[Tensor, Tensor]
+CellName = Literal["rnn", "gru", "lstm"]
+Unit = Literal["stream", "sentence"]
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+TOKENIZER = "tokenizer.json"
+_LARGEST = 2**24  # of a width in a config file: refuses nonsense before memory does
+
+
+class ModelConfig(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
+):
+    """What a `LanguageModel` is built from; `config.json` holds it under "model".
+
+    Attributes:
+        vocab: number of token ids.
+        cell: "rnn" (tanh), "gru" or "lstm".
+        hidden: width of the state.
+        layers: recurrent layers.
+        embedding: width of the embedding; 0 for one-hot input.
+        tied: whether the softmax uses the embedding's weights (Press & Wolf, 2017).
+        bias: whether the recurrent layers and the softmax have biases.
+        dropout: probability of dropping a unit of the embedding, between the layers
+            and before the softmax.
+        unit: what the model has learnt from: a continuous "stream", or single
+            sentences from their start token to their end token ("sentence").
+        one_a_line: whether a sentence is a line, not what the segmenter says.
+    """
+
+    vocab: int
+    cell: CellName = "lstm"
+    hidden: int = 512
+    layers: int = 1
+    embedding: int = 0
+    tied: bool = False
+    bias: bool = True
+    dropout: float = 0.0
+    unit: Unit = "stream"
+    one_a_line: bool = False
+
+    def __post_init__(self) -> None:
+        for name, smallest in (
+            ("vocab", 1),
+            ("hidden", 1),
+            ("layers", 1),
+            ("embedding", 0),
+        ):
+            value = getattr(self, name)
+            if not smallest <= value <= _LARGEST:
+                raise ValueError(
+                    f"{name} must be from {smallest} to {_LARGEST}; got {value}"
+                )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(
+                f"dropout must be at least 0 and below 1; got {self.dropout}"
+            )
+        if self.tied and self.embedding != self.hidden:
+            raise ValueError(
+                f"tied weights need embedding = hidden = {self.hidden}; got "
+                f"embedding = {self.embedding}"
+            )
+
+
+@final
+class LanguageModel(torch.nn.Module):
+    """A recurrent language model over token ids.
+
+    Args:
+        config: sizes and kind.
+        tokenizer: what turns text into ids; needed for `generate` and saved along.
+        truncation: which errors go how far back in training; None is full BPTT over
+            the given ids.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tokenizer: Tokenizer | None = None,
+        truncation: Truncation | None = None,
+    ) -> None:
+        super().__init__()
+        if tokenizer is not None and tokenizer.size != config.vocab:
+            raise ValueError(
+                f"vocab must be the tokenizer's size, {tokenizer.size}; got "
+                f"{config.vocab}"
+            )
+        self.config = config
+        self.tokenizer = tokenizer
+        self.embedding = (
+            torch.nn.Embedding(config.vocab, config.embedding)
+            if config.embedding
+            else None
+        )
+        self.recurrent = {"rnn": RNN, "gru": GRU, "lstm": LSTM}[config.cell](
+            config.embedding or config.vocab,
+            config.hidden,
+            config.layers,
+            bias=config.bias,
+            dropout=config.dropout if config.layers > 1 else 0.0,
+            truncation=truncation,
+        )
+        self.dropout = torch.nn.Dropout(config.dropout)
+        self.decoder = torch.nn.Linear(config.hidden, config.vocab, bias=config.bias)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        with torch.no_grad():
+            if self.embedding is not None:
+                torch.nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
+            if self.config.tied and self.embedding is not None:
+                self.decoder.weight = self.embedding.weight
+            if self.config.cell == "lstm" and self.config.bias:
+                # A forget gate that begins open (Gers et al., 2000; Jozefowicz,
+                # Zaremba & Sutskever, 2015).
+                H = self.config.hidden
+                for layer in range(self.config.layers):
+                    getattr(self.recurrent, f"bias_ih_l{layer}")[H : 2 * H].add_(1.0)
+
+    @property
+    def truncation(self) -> Truncation | None:
+        """Which errors go how far back; may be set."""
+        return cast(Truncation | None, self.recurrent.truncation)
+
+    @truncation.setter
+    def truncation(self, value: Truncation | None) -> None:
+        self.recurrent.truncation = value
+
+    def forward(
+        self, ids: Int[Tensor, "time batch"], state: Any = None
+    ) -> tuple[Float[Tensor, "time batch vocab"], Any]:
+        """Logits of the token after each, and the state after the last.
+
+        Args:
+            ids: (time, batch) int64.
+            state: as returned by an earlier call; None is the zero state.
+
+        Returns:
+            Logits (time, batch, vocab), and the state, shaped as the recurrent
+            module's.
+        """
+        x = ids if self.embedding is None else self.dropout(self.embedding(ids))
+        y, state = self.recurrent(x, state)
+        return self.decoder(self.dropout(y)), state
+
+    def generate(
+        self,
+        prompt: str = "",
+        *,
+        length: int = 500,
+        temperature: float = 1.0,
+        seed: int = 0,
+    ) -> str:
+        """Text that follows the prompt, prompt included.
+
+        A sentence model starts at its start token and ends at its end token, or after
+        `length` tokens; a stream model gives `length` tokens. The unknown token is
+        never emitted. Costs one step of the network a token.
+
+        Args:
+            prompt: text to continue.
+            length: tokens to add, at most.
+            temperature: divides the logits; 0 takes the likeliest token each time.
+            seed: of the sampling; the same seed gives the same text.
+
+        Raises:
+            ValueError: an argument is out of range, or the model has no tokenizer.
+        """
+        if self.tokenizer is None:
+            raise ValueError("the model has no tokenizer; give one to LanguageModel")
+        prompt_ids = [int(i) for i in self.tokenizer.encode(prompt)]
+        new = list(self.sample(prompt_ids, length, temperature, seed))
+        return self.tokenizer.decode(prompt_ids + new)
+
+    @torch.no_grad()
+    def sample(
+        self, prompt: list[int], length: int, temperature: float, seed: int
+    ) -> Iterator[int]:
+        """The sampled ids of `generate`, one at a time."""
+        if self.tokenizer is None:
+            raise ValueError("the model has no tokenizer; give one to LanguageModel")
+        if length < 0:
+            raise ValueError(f"length must be at least 0; got {length}")
+        if not (temperature >= 0 and math.isfinite(temperature)):
+            raise ValueError(f"temperature must be at least 0; got {temperature}")
+        device = self.decoder.weight.device
+        generator = torch.Generator().manual_seed(seed)
+        sentence = self.config.unit == "sentence"
+        forbidden = [self.tokenizer.unknown_id, self.tokenizer.start_id]
+        if not sentence:
+            forbidden.append(self.tokenizer.end_id)
+        start = [self.tokenizer.start_id] if sentence else []
+        ids = start + prompt or self._stream_start()
+        state = None
+        was_training = self.training
+        self.eval()
+        try:
+            for _ in range(length):
+                given = torch.tensor(ids, device=device).unsqueeze(1)
+                logits, state = self(given, state)
+                last = logits[-1, 0].float().cpu()
+                last[forbidden] = -torch.inf
+                if temperature == 0:
+                    ids = [int(last.argmax())]
+                else:
+                    # Scaled by the largest first: a small temperature must not overflow
+                    p = torch.softmax((last - last.max()) / temperature, dim=-1)
+                    ids = [int(torch.multinomial(p, 1, generator=generator))]
+                if sentence and ids[0] == self.tokenizer.end_id:
+                    return
+                yield ids[0]
+        finally:
+            self.train(was_training)
+
+    def _stream_start(self) -> list[int]:
+        """What a stream without a prompt begins after: a new line, if it has those."""
+        assert self.tokenizer is not None
+        ids = [int(i) for i in self.tokenizer.encode("\n")]
+        known = [i for i in ids if i != self.tokenizer.unknown_id]
+        return known or [self.config.vocab - 1]
+
+    def save_pretrained(
+        self, folder: str | Path, *, training: dict[str, Any] | None = None
+    ) -> None:
+        """Write `config.json`, `model.safetensors`, `tokenizer.json`, `manifest.json`.
+
+        Args:
+            folder: made if it is not there.
+            training: what the model was trained with, kept in `config.json`.
+
+        Raises:
+            OSError: the files cannot be written; the old ones stay.
+        """
+        config = {"format": 1, "model": msgspec.to_builtins(self.config)}
+        if training is not None:
+            config["training"] = training
+        weights = {
+            name: tensor.detach().cpu().contiguous()
+            for name, tensor in self.state_dict().items()
+            if not (self.config.tied and name == "decoder.weight")
+        }
+        files = {
+            CONFIG: json.dumps(config, indent=2).encode(),
+            WEIGHTS: safetensors.torch.save(weights),
+        }
+        if self.tokenizer is not None:
+            files[TOKENIZER] = self.tokenizer.to_json().encode()
+        storage.write_files(Path(folder), files)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "LanguageModel":
+        """The model saved in `folder`, in evaluation mode, on the CPU.
+
+        Raises:
+            CheckpointError: a file is missing, damaged, or does not fit the others.
+        """
+        folder = Path(folder)
+        files = storage.read_files(folder, (CONFIG, WEIGHTS, TOKENIZER))
+        for name in (CONFIG, WEIGHTS):
+            if name not in files:
+                raise CheckpointError(f"{folder / storage.MANIFEST} lists no {name}")
+        config = read_config(folder / CONFIG, files[CONFIG])
+        tokenizer = (
+            Tokenizer.from_json(files[TOKENIZER].decode())
+            if TOKENIZER in files
+            else None
+        )
+        try:
+            weights = safetensors.torch.load(files[WEIGHTS])
+            expected = _shapes(config)
+            found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+            if found != expected:
+                wrong = sorted(
+                    name
+                    for name in found.keys() | expected.keys()
+                    if found.get(name) != expected.get(name)
+                )
+                raise ValueError(
+                    f"the tensors {', '.join(wrong[:4])} do not fit {CONFIG}"
+                )
+            model = cls(config, tokenizer)
+            model.load_state_dict(weights, strict=not config.tied)
+        except (SafetensorError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{folder / WEIGHTS}: {error}") from error
+        return model.eval()
+
+
+def read_config(path: Path, data: bytes) -> ModelConfig:
+    """The "model" part of a `config.json`.
+
+    Raises:
+        CheckpointError: it is not ours, or a field is missing, unknown or out of range.
+    """
+    try:
+        return msgspec.json.decode(data, type=_ConfigFile).model
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+class _ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    format: Literal[1]
+    model: ModelConfig
+    training: dict[str, Any] | None = None
+
+
+def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """What the weights of such a model look like, without making one."""
+    with torch.device("meta"):
+        model = LanguageModel(config)
+    return {
+        name: tuple(tensor.shape)
+        for name, tensor in model.state_dict().items()
+        if not (config.tied and name == "decoder.weight")
+    }

@@ -1,0 +1,24 @@
+"""Training a language model: configuration, data, the loop, and the run's folder."""
+
+from bptt.training.config import Options, TrainingConfig, check, resolve
+from bptt.training.data import Corpus, encode_for, evaluation_batches, load_corpus
+from bptt.training.evaluation import Measurement, evaluate
+from bptt.training.loop import Reporter, Stopped, Trainer
+from bptt.training.run_folder import RunFolder
+
+__all__ = [
+    "Corpus",
+    "Measurement",
+    "Options",
+    "Reporter",
+    "RunFolder",
+    "Stopped",
+    "Trainer",
+    "TrainingConfig",
+    "check",
+    "encode_for",
+    "evaluate",
+    "evaluation_batches",
+    "load_corpus",
+    "resolve",
+]

@@ -1,0 +1,328 @@
+"""The training loop: one update a batch, measured on held-out text on the way."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, final
+
+import msgspec
+import numpy as np
+import torch
+
+from bptt.language_model import LanguageModel
+from bptt.text import Batch
+from bptt.training.config import TrainingConfig
+from bptt.training.data import Corpus, training_batches
+from bptt.training.evaluation import Measurement, evaluate, summed_loss
+from bptt.training.optimizer import (
+    gradient_norm,
+    learning_rate,
+    make_optimizer,
+    set_learning_rate,
+)
+from bptt.training.run_folder import METRICS, TIMINGS, Progress, RunFolder
+
+EVALUATIONS = 10  # on the way, evenly over the run
+_TIMING_EVERY_S = 1.0
+
+
+class Reporter(Protocol):
+    """Who is told how it goes."""
+
+    def on_step(self, share: float, loss: float, tokens_per_s: float) -> None:
+        """After an update: the share of the run done, its loss, the recent rate."""
+
+    def on_evaluation(self, step: int, loss: float, measured: Measurement) -> None:
+        """After a measurement: the mean training loss since the last, and it."""
+
+
+class Stopped(Exception):  # noqa: N818 - not an error: the user asked for it
+    """The run was asked to stop and has saved its state."""
+
+
+@dataclass
+class Clock:
+    """Seconds of training, those before a resume included."""
+
+    before_s: float = 0.0
+    started_s: float = field(default_factory=time.monotonic)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds so far."""
+        return self.before_s + time.monotonic() - self.started_s
+
+
+@final
+class Trainer:
+    """Trains a model on batches that are a function of seed and step.
+
+    Args:
+        model: trained in place.
+        config: how.
+        corpus: training and held-out text.
+        folder: where the best model, the metrics and the snapshots go.
+        reporter: told after each update and each measurement.
+        stop_requested: asked after each update; once it is true, a snapshot is saved
+            and `Stopped` raised.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        config: TrainingConfig,
+        corpus: Corpus,
+        folder: RunFolder,
+        reporter: Reporter,
+        stop_requested: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.model = model
+        self.config = config
+        self.corpus = corpus
+        self.batches = training_batches(corpus, config)
+        self.folder = folder
+        self.reporter = reporter
+        self.stop_requested = stop_requested
+        self.model.truncation = config.truncation
+        self.device = torch.device(config.device)
+        self.model.to(self.device)
+        self.optimizer = make_optimizer(model, config)
+        self.progress = Progress(data=corpus.digest)
+        self.state: Any = None
+        self.clock = Clock()
+        self._reserve_s = 0.0
+        self._losses: list[float] = []
+        self._evaluated = 0
+
+    @property
+    def share_done(self) -> float:
+        """How much of the run is done, from 0 to 1."""
+        return self._share_at(self.progress.step)
+
+    def run(self) -> Measurement:
+        """Train to the end.
+
+        Returns:
+            The loss of the best model on all held-out text; that model is in the
+            folder and in `model`.
+
+        Raises:
+            Stopped: it was asked to.
+            FloatingPointError: a loss or gradient is not finite; the weights are those
+                before that step.
+        """
+        self.clock.started_s = time.monotonic()
+        if self.progress.step == 0:
+            self._evaluate()
+        self.model.train()
+        last_timing_s, tokens = self.clock.elapsed_s, 0
+        while self.share_done < 1:
+            batch = self.batches.batch_at(self.progress.step)
+            loss = self._update(batch)
+            self._losses.append(loss)
+            tokens += batch.tokens
+            now_s = self.clock.elapsed_s
+            rate = tokens / max(1e-9, now_s - last_timing_s)
+            if now_s - last_timing_s >= _TIMING_EVERY_S:
+                self.folder.append(
+                    TIMINGS,
+                    {
+                        "step": self.progress.step,
+                        "elapsed_s": round(now_s, 3),
+                        "tokens_per_s": round(rate, 1),
+                    },
+                )
+                last_timing_s, tokens = now_s, 0
+            share = self.share_done
+            self.reporter.on_step(share, loss, rate)
+            if share < 1 and int(share * EVALUATIONS) > self._evaluated:
+                self._evaluate()
+                self._snapshot()
+            elif self._snapshot_due():
+                self._snapshot()
+            if self.stop_requested():
+                self._snapshot()
+                raise Stopped
+        return self._finish()
+
+    def resume(self) -> bool:
+        """Go on from the newest snapshot; whether there was one.
+
+        Raises:
+            CheckpointError: the snapshots are damaged.
+        """
+        loaded = self.folder.load_snapshot()
+        if loaded is None:
+            return False
+        self.progress, tensors = loaded
+        self.clock.before_s = self.progress.elapsed_s
+        self._evaluated = int(self.share_done * EVALUATIONS)
+        self._restore(tensors)
+        return True
+
+    def _share_at(self, step: int) -> float:
+        config = self.config
+        if config.minutes is not None:
+            budget_s = max(1e-9, config.minutes * 60 - self._reserve_s)
+            return min(1.0, self.clock.elapsed_s / budget_s)
+        total = config.steps
+        if config.epochs is not None:
+            total = config.epochs * self.batches.steps_per_epoch
+        assert total is not None
+        return min(1.0, step / total)
+
+    def _update(self, batch: Batch) -> float:
+        """One step of the optimiser; the loss in nats per token."""
+        step = self.progress.step
+        # Dropout, too, is a function of seed and step.
+        seed = np.random.SeedSequence([self.config.seed, step])
+        torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
+        inputs = torch.from_numpy(batch.inputs).to(self.device)
+        targets = torch.from_numpy(batch.targets).to(self.device)
+        before = None if batch.starts else self.state
+        logits, after = self.model(inputs, before)
+        total = summed_loss(logits, targets)
+        # AdamW takes the mean over tokens. SGD takes what the tutorial differentiates,
+        # the sum over a sentence, averaged over the sentences.
+        parts = batch.tokens if self.config.optimizer == "adamw" else inputs.shape[1]
+        self.optimizer.zero_grad()
+        (total / parts).backward()  # type: ignore[no-untyped-call]
+        norm = gradient_norm(self.model.parameters(), self.config.clip)
+        loss = total.item() / batch.tokens
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise FloatingPointError(
+                f"step {step}: loss {loss}, gradient norm {norm}: the run diverged; "
+                f"try a smaller --lr than {self.config.lr:g}"
+                + ("" if self.config.clip else " or --clip 1")
+            )
+        rate = learning_rate(self.config, self._share_at(step + 1), self.progress.scale)
+        set_learning_rate(self.optimizer, rate)
+        self.optimizer.step()
+        self.state = self._carried(inputs, before, after, batch.next_start)
+        self.progress.step = step + 1
+        self.folder.append(
+            METRICS,
+            {
+                "step": step + 1,
+                "loss": loss,
+                "gradient_norm": norm,
+                "learning_rate": rate,
+            },
+        )
+        return loss
+
+    def _carried(
+        self, inputs: torch.Tensor, before: Any, after: Any, next_start: int
+    ) -> Any:
+        """The state before the next batch's first step, detached.
+
+        Where passes reach across windows the next batch begins inside this one, so
+        those steps run again.
+        """
+        if next_start < inputs.shape[0]:
+            with torch.no_grad():
+                _, after = self.model(inputs[:next_start], before)
+        if isinstance(after, tuple):
+            return tuple(part.detach() for part in after)
+        return after.detach()
+
+    def _evaluate(self) -> None:
+        """Measure on part of the held-out text; keep the best model."""
+        started_s = self.clock.elapsed_s
+        evaluation = evaluate(self.model, self.corpus.quick_validation)
+        took_s = self.clock.elapsed_s - started_s
+        # A run of so many minutes keeps time for the measurement at its end.
+        self._reserve_s = took_s * self.corpus.held_out.tokens / evaluation.tokens
+        self._evaluated = int(self.share_done * EVALUATIONS)
+        progress = self.progress
+        self.folder.append(
+            METRICS,
+            {
+                "step": progress.step,
+                "valid_loss": evaluation.loss,
+                "valid_tokens": evaluation.tokens,
+            },
+        )
+        if progress.last_valid is not None and evaluation.loss > progress.last_valid:
+            progress.scale /= 2
+        progress.last_valid = evaluation.loss
+        if progress.best_valid is None or evaluation.loss < progress.best_valid:
+            progress.best_valid = evaluation.loss
+            self._save_model()
+        self.folder.flush()
+        mean = sum(self._losses) / len(self._losses) if self._losses else math.nan
+        self._losses.clear()
+        self.reporter.on_evaluation(progress.step, mean, evaluation)
+
+    def _finish(self) -> Measurement:
+        self._evaluate()
+        best = LanguageModel.from_pretrained(self.folder.path)
+        self.model.load_state_dict(best.state_dict())
+        evaluation = evaluate(self.model, self.corpus.validation)
+        self.folder.append(
+            METRICS,
+            {
+                "step": self.progress.step,
+                "valid_loss": evaluation.loss,
+                "valid_tokens": evaluation.tokens,
+                "final": True,
+            },
+        )
+        self.folder.flush()
+        return evaluation
+
+    def _save_model(self) -> None:
+        self.model.save_pretrained(
+            self.folder.path, training=msgspec.to_builtins(self.config)
+        )
+
+    def _snapshot_due(self) -> bool:
+        every = self.config.snapshot_every
+        return every > 0 and self.progress.step % every == 0
+
+    def _snapshot(self) -> None:
+        self.progress.elapsed_s = self.clock.elapsed_s
+        tensors = {
+            f"model.{name}": tensor
+            for name, tensor in self.model.state_dict().items()
+            if not (self.model.config.tied and name == "decoder.weight")
+        }
+        for index, state in self.optimizer.state_dict()["state"].items():
+            for name, value in state.items():
+                tensors[f"optimizer.{index}.{name}"] = value
+        for index, part in enumerate(_parts(self.state)):
+            tensors[f"state.{index}"] = part
+        self.folder.save_snapshot(
+            self.progress,
+            {
+                name: tensor.detach().cpu().contiguous()
+                for name, tensor in tensors.items()
+            },
+        )
+
+    def _restore(self, tensors: dict[str, torch.Tensor]) -> None:
+        weights = {
+            name.removeprefix("model."): tensor
+            for name, tensor in tensors.items()
+            if name.startswith("model.")
+        }
+        self.model.load_state_dict(weights, strict=not self.model.config.tied)
+        saved = self.optimizer.state_dict()
+        states: dict[int, dict[str, torch.Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith("optimizer."):
+                _, index, key = name.split(".", 2)
+                states.setdefault(int(index), {})[key] = tensor
+        self.optimizer.load_state_dict({**saved, "state": states})
+        parts = [
+            tensors[k].to(self.device) for k in sorted(tensors) if "state." in k[:6]
+        ]
+        if parts:
+            self.state = parts[0] if len(parts) == 1 else tuple(parts)
+
+
+def _parts(state: Any) -> Sequence[torch.Tensor]:
+    if state is None:
+        return ()
+    return (state,) if isinstance(state, torch.Tensor) else state

@@ -1,0 +1,178 @@
+"""The folder of a run: the model, its metrics, and snapshots to go on from.
+
+`config.json`, `model.safetensors` and `tokenizer.json` are the best model so far, with
+`manifest.json` to vouch for them; `metrics.jsonl` is a function of data, seed and step;
+`timings.jsonl` holds clocks and rates; `checkpoints/` the newest snapshots.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any, final
+
+import msgspec
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from bptt import storage
+from bptt.errors import CheckpointError, InputError
+
+METRICS = "metrics.jsonl"
+TIMINGS = "timings.jsonl"
+CHECKPOINTS = "checkpoints"
+KEPT_SNAPSHOTS = 2
+_STATE = "state.json"
+_TENSORS = "tensors.safetensors"
+
+
+class Progress(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Where a run stands, besides its tensors.
+
+    Attributes:
+        step: updates made.
+        scale: of SGD's rate, halved when the validation loss rises.
+        last_valid: the newest validation loss.
+        best_valid: the smallest one, that of the saved model.
+        elapsed_s: seconds of training.
+        data: hash of the training ids, so that a resume meets the same text.
+    """
+
+    data: str
+    step: int = 0
+    scale: float = 1.0
+    last_valid: float | None = None
+    best_valid: float | None = None
+    elapsed_s: float = 0.0
+
+
+@final
+class RunFolder:
+    """The files of one run.
+
+    Args:
+        path: the folder; made by `create`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._waiting: dict[str, list[str]] = {METRICS: [], TIMINGS: []}
+
+    def create(self, *, resume: bool) -> None:
+        """Make the folder, or refuse one that holds something.
+
+        Raises:
+            InputError: the folder holds a run, and this is no resume.
+        """
+        try:
+            if not resume and self.path.exists() and any(self.path.iterdir()):
+                raise InputError(
+                    f"--out {self.path}: the folder is not empty; name another one, or "
+                    "go on with its run by --resume"
+                )
+            (self.path / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"--out {self.path}: the folder cannot be used: {error.strerror}"
+            ) from error
+
+    def append(self, name: str, record: dict[str, Any]) -> None:
+        """Add a line to `metrics.jsonl` or `timings.jsonl`; written by `flush`."""
+        self._waiting[name].append(json.dumps(record, allow_nan=False))
+
+    def flush(self) -> None:
+        """Write the waiting lines."""
+        for name, lines in self._waiting.items():
+            if lines:
+                with open(self.path / name, "a", encoding="utf-8") as file:
+                    file.write("\n".join(lines) + "\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+                lines.clear()
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl` that are whole.
+
+        Raises:
+            CheckpointError: a line but the last is damaged.
+        """
+        return self._lines(METRICS)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has come to its end."""
+        lines = self.metrics()
+        return bool(lines) and bool(lines[-1].get("final"))
+
+    def save_snapshot(self, progress: Progress, tensors: dict[str, Tensor]) -> None:
+        """Keep everything that the next step depends on, then drop older snapshots."""
+        self.flush()
+        folder = self.path / CHECKPOINTS
+        name = f"step-{progress.step:09d}"
+        aside = folder / f".{name}.new"
+        if aside.exists():
+            shutil.rmtree(aside)
+        storage.write_files(
+            aside,
+            {
+                _STATE: msgspec.json.encode(progress),
+                _TENSORS: safetensors.torch.save(tensors),
+            },
+        )
+        if (folder / name).exists():
+            shutil.rmtree(folder / name)
+        os.rename(aside, folder / name)
+        storage.sync_folder(folder)
+        for old in self._snapshots()[KEPT_SNAPSHOTS:]:
+            shutil.rmtree(old)
+
+    def load_snapshot(self) -> tuple[Progress, dict[str, Tensor]] | None:
+        """The newest snapshot, or None; later lines of the logs are dropped.
+
+        Raises:
+            CheckpointError: there are snapshots and none of them is whole.
+        """
+        failures = []
+        for folder in self._snapshots():
+            try:
+                files = storage.read_files(folder, (_STATE, _TENSORS))
+                progress = msgspec.json.decode(files[_STATE], type=Progress)
+                tensors = safetensors.torch.load(files[_TENSORS])
+            except (CheckpointError, KeyError, SafetensorError) as error:
+                failures.append(str(error))
+            except msgspec.MsgspecError as error:
+                failures.append(f"{folder / _STATE}: {error}")
+            else:
+                self._cut_logs(progress.step)
+                return progress, tensors
+        if failures:
+            raise CheckpointError(failures[0])
+        self._cut_logs(0)
+        return None
+
+    def _snapshots(self) -> list[Path]:
+        """Newest first."""
+        return sorted((self.path / CHECKPOINTS).glob("step-*"), reverse=True)
+
+    def _lines(self, name: str) -> list[dict[str, Any]]:
+        path = self.path / name
+        if not path.exists():
+            return []
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        records = []
+        for number, line in enumerate(lines):
+            try:
+                records.append(msgspec.json.decode(line, type=dict[str, Any]))
+            except msgspec.MsgspecError as error:
+                if number == len(lines) - 1:  # cut short by a crash
+                    break
+                raise CheckpointError(f"{path}, line {number + 1}: {error}") from error
+        return records
+
+    def _cut_logs(self, step: int) -> None:
+        for name in (METRICS, TIMINGS):
+            kept = [r for r in self._lines(name) if r.get("step", 0) <= step]
+            text = "".join(json.dumps(record) + "\n" for record in kept)
+            if (self.path / name).exists():
+                storage.write_atomically(self.path / name, text.encode())
