@@ -116,7 +116,9 @@ def problem(
         normal(time, batch, inputs),
         tuple(normal(layers, batch, hidden) for _ in parts),
         [
-            torch.bernoulli(torch.full((time, batch, hidden), keep), generator=generator)
+            torch.bernoulli(
+                torch.full((time, batch, hidden), keep), generator=generator
+            )
             .div(keep)
             .double()
             for _ in range(layers - 1 if dropout else 0)
@@ -201,8 +203,37 @@ def gradients(
     }
 
 
+def outputs(module: Any, x: Tensor, *state: Tensor) -> dict[str, Tensor]:
+    """The outputs by name; `state` is empty or h0, c0."""
+    hx = None if not state else state if isinstance(module, torch.nn.LSTM) else state[0]
+    y, final = module(x, hx)
+    names = ("h_n", "c_n") if isinstance(final, tuple) else ("h_n",)
+    ends = final if isinstance(final, tuple) else (final,)
+    return {"y": y} | dict(zip(names, ends, strict=True))
+
+
+def stack(
+    kind: str,
+    truncation: bptt.Truncation | None = None,
+    *,
+    seed: int = 0,
+    time: int = 4,
+    batch: int = 2,
+    **options: Any,
+) -> tuple[Any, Problem, dict[str, Tensor]]:
+    """A two-layer module of ours, its problem, and everything one can differentiate."""
+    module, _ = pair(kind, 3, 2, 2, truncation=truncation, seed=seed, **options)
+    p = problem(kind, time=time, batch=batch, hidden=2, layers=2, seed=seed)
+    leaves = dict(module.named_parameters()) | {"x": p.x.clone().requires_grad_()}
+    for name, part in zip(PARTS[kind], p.state, strict=True):
+        leaves[name] = part.clone().requires_grad_()
+    return module, p, leaves
+
+
 def assert_same(
-    mine: Mapping[str, Tensor], reference: Mapping[str, Tensor], tolerance: float = 1e-11
+    mine: Mapping[str, Tensor],
+    reference: Mapping[str, Tensor],
+    tolerance: float = 1e-11,
 ) -> None:
     """Equal up to `tolerance` times the largest entry, tensor by tensor, by name."""
     assert mine.keys() == reference.keys()

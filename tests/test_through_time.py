@@ -5,6 +5,12 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
+import bptt
+from bptt import through_time
+from bptt.cells import GRUCell, LSTMCell, ReLUCell, TanhCell
+from bptt.through_time import Layer
+from bptt.truncation import Truncation
 from literal import (
     KINDS,
     PARTS,
@@ -16,12 +22,6 @@ from literal import (
     problem,
     unroll,
 )
-
-import bptt
-from bptt import through_time
-from bptt.cells import GRUCell, LSTMCell, ReLUCell, TanhCell
-from bptt.through_time import Layer
-from bptt.truncation import Truncation
 
 CELLS = {"tanh": TanhCell, "relu": ReLUCell, "gru": GRUCell, "lstm": LSTMCell}
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -235,9 +235,7 @@ def test_float32_is_within_5e_6_of_float64(kind, truncation):
     p = problem(kind, **shape, dropout=0.2, largest_weight=128**-0.5)
     p = p.to(torch.float32)  # and back: the same numbers in both
     exact = p.to(torch.float64)
-    assert_same(
-        loop_gradients(p, truncation), loop_gradients(exact, truncation), 5e-6
-    )
+    assert_same(loop_gradients(p, truncation), loop_gradients(exact, truncation), 5e-6)
     states = {}
     for name, q in {"float32": p, "float64": exact}.items():
         _, tapes = run(q)

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -30,9 +31,7 @@ def visits_of(lags, time):
         steps = list(range(time))[lag.steps]
         passes = range(lag.first, lag.last)
         assert 0 <= lag.steps.start < lag.steps.stop <= time
-        found += [
-            (lag.lag, p, t, lag.owns) for p, t in zip(passes, steps, strict=True)
-        ]
+        found += [(lag.lag, p, t, lag.owns) for p, t in zip(passes, steps, strict=True)]
     assert len(found) == len(set(found))
     return set(found)
 
@@ -73,7 +72,7 @@ def test_full_is_one_pass_over_all_steps(time):
 @given(k1=STEPS, k2=STEPS, time=STEPS)
 def test_from_lag_to_lag_passes_leave_at_the_front_and_one_may_join(k1, k2, time):
     lags = list(Truncation(k1, k2).lags(time))
-    for earlier, later in zip(lags, lags[1:], strict=False):
+    for earlier, later in pairwise(lags):
         assert later.lag == earlier.lag + 1
         assert earlier.first <= later.first
         assert earlier.last <= later.last <= earlier.last + 1

@@ -7,9 +7,11 @@ double backward holds under every truncation. Inside `torch.func` transforms and
 forward-mode differentiation the forward pass is left to them to differentiate.
 """
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +22,27 @@ from bptt.through_time import Layer, LayerGradients, backward, forward
 from bptt.truncation import Truncation
 
 _WEIGHTS = ("U", "W", "b_ih", "b_hh")
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+def eager(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """`function`, kept from torch.compile, which would unroll the loop for minutes.
+
+    Loading Dynamo takes seconds, so that waits until something else has loaded it.
+    """
+    disabled: Callable[_Arguments, _Result] | None = None
+
+    @wraps(function)
+    def run_eagerly(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        nonlocal disabled
+        if disabled is None:
+            if "torch._dynamo" not in sys.modules:
+                return function(*args, **kwargs)
+            disabled = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+        return disabled(*args, **kwargs)
+
+    return run_eagerly
 
 
 def run(
@@ -117,11 +140,13 @@ class _ThroughTime(torch.autograd.Function):
         return (y.clone(), *(part.clone() for state in final for part in state))
 
     @staticmethod
+    @eager
     def backward(ctx: Any, dy: Tensor | None, *dfinal: Tensor | None) -> Any:
         """Run the loop; differentiably, when a graph of the gradient is asked for."""
         plan: _Plan = ctx.plan
-        x, *tensors = ctx.saved_tensors[: len(ctx.needs_input_grad) - 1]
-        kept = list(ctx.saved_tensors[len(ctx.needs_input_grad) - 1 :])
+        saved = ctx.saved_tensors  # asked for once, as torch's checkpoint wants it
+        x, *tensors = saved[: len(ctx.needs_input_grad) - 1]
+        kept = list(saved[len(ctx.needs_input_grad) - 1 :])
         masks = tensors[: plan.masks]
         layers, initial = plan.layers_and_states(tensors[plan.masks :])
         # Zeros come from an error that is given, for vmap over the backward pass: what

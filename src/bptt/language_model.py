@@ -31,7 +31,10 @@ Unit = Literal["stream", "sentence"]
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer.json"
-_LARGEST = 2**24  # of a width in a config file: refuses nonsense before memory does
+ONE_HOT_STD = 1.0
+# In a config file: refuse nonsense before memory or patience do.
+_LARGEST_WIDTH = 2**24
+_MOST_LAYERS = 1024
 
 
 class ModelConfig(
@@ -66,16 +69,16 @@ class ModelConfig(
     one_a_line: bool = False
 
     def __post_init__(self) -> None:
-        for name, smallest in (
-            ("vocab", 1),
-            ("hidden", 1),
-            ("layers", 1),
-            ("embedding", 0),
+        for name, smallest, largest in (
+            ("vocab", 1, _LARGEST_WIDTH),
+            ("hidden", 1, _LARGEST_WIDTH),
+            ("layers", 1, _MOST_LAYERS),
+            ("embedding", 0, _LARGEST_WIDTH),
         ):
             value = getattr(self, name)
-            if not smallest <= value <= _LARGEST:
+            if not smallest <= value <= largest:
                 raise ValueError(
-                    f"{name} must be from {smallest} to {_LARGEST}; got {value}"
+                    f"{name} must be from {smallest} to {largest}; got {value}"
                 )
         if not 0 <= self.dropout < 1:
             raise ValueError(
@@ -130,18 +133,29 @@ class LanguageModel(torch.nn.Module):
         self.decoder = torch.nn.Linear(config.hidden, config.vocab, bias=config.bias)
         self._initialise()
 
+    @torch.no_grad()
     def _initialise(self) -> None:
-        with torch.no_grad():
-            if self.embedding is not None:
-                torch.nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
-            if self.config.tied and self.embedding is not None:
+        """PyTorch's initial values, but for what holds a language model back at first.
+
+        One-hot input picks out single columns of U, so their width is that of a
+        pre-activation, not divided by the number of columns; the tutorial's network
+        keeps the tutorial's. A forget gate begins open (Gers et al., 2000; Jozefowicz,
+        Zaremba & Sutskever, 2015).
+        """
+        config = self.config
+        if self.embedding is not None:
+            torch.nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
+            if config.tied:
                 self.decoder.weight = self.embedding.weight
-            if self.config.cell == "lstm" and self.config.bias:
-                # A forget gate that begins open (Gers et al., 2000; Jozefowicz,
-                # Zaremba & Sutskever, 2015).
-                H = self.config.hidden
-                for layer in range(self.config.layers):
-                    getattr(self.recurrent, f"bias_ih_l{layer}")[H : 2 * H].add_(1.0)
+        elif config.cell == "rnn" and not config.bias:
+            bound = config.vocab**-0.5
+            torch.nn.init.uniform_(self.recurrent.weight_ih_l0, -bound, bound)
+        else:
+            torch.nn.init.normal_(self.recurrent.weight_ih_l0, std=ONE_HOT_STD)
+        if config.cell == "lstm" and config.bias:
+            for layer in range(config.layers):
+                bias = getattr(self.recurrent, f"bias_ih_l{layer}")
+                bias[config.hidden : 2 * config.hidden] += 1.0
 
     @property
     def truncation(self) -> Truncation | None:
@@ -209,6 +223,8 @@ class LanguageModel(torch.nn.Module):
             raise ValueError(f"length must be at least 0; got {length}")
         if not (temperature >= 0 and math.isfinite(temperature)):
             raise ValueError(f"temperature must be at least 0; got {temperature}")
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"seed must be at least 0 and below 2**63; got {seed}")
         device = self.decoder.weight.device
         generator = torch.Generator().manual_seed(seed)
         sentence = self.config.unit == "sentence"
@@ -229,8 +245,9 @@ class LanguageModel(torch.nn.Module):
                 if temperature == 0:
                     ids = [int(last.argmax())]
                 else:
-                    # Scaled by the largest first: a small temperature must not overflow
-                    p = torch.softmax((last - last.max()) / temperature, dim=-1)
+                    # From the largest, in float64: a temperature of 1e-300 is no 0.
+                    below = (last - last.max()).double()
+                    p = torch.softmax(below / temperature, dim=-1)
                     ids = [int(torch.multinomial(p, 1, generator=generator))]
                 if sentence and ids[0] == self.tokenizer.end_id:
                     return
@@ -275,7 +292,7 @@ class LanguageModel(torch.nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "LanguageModel":
-        """The model saved in `folder`, in evaluation mode, on the CPU.
+        """The model saved in `folder`, in its dtype and evaluation mode, on the CPU.
 
         Raises:
             CheckpointError: a file is missing, damaged, or does not fit the others.
@@ -287,26 +304,16 @@ class LanguageModel(torch.nn.Module):
                 raise CheckpointError(f"{folder / storage.MANIFEST} lists no {name}")
         config = read_config(folder / CONFIG, files[CONFIG])
         tokenizer = (
-            Tokenizer.from_json(files[TOKENIZER].decode())
+            _read_tokenizer(folder / TOKENIZER, files[TOKENIZER], config.vocab)
             if TOKENIZER in files
             else None
         )
         try:
             weights = safetensors.torch.load(files[WEIGHTS])
-            expected = _shapes(config)
-            found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-            if found != expected:
-                wrong = sorted(
-                    name
-                    for name in found.keys() | expected.keys()
-                    if found.get(name) != expected.get(name)
-                )
-                raise ValueError(
-                    f"the tensors {', '.join(wrong[:4])} do not fit {CONFIG}"
-                )
-            model = cls(config, tokenizer)
+            dtype = _checked_dtype(weights, config)
+            model = cls(config, tokenizer).to(dtype)
             model.load_state_dict(weights, strict=not config.tied)
-        except (SafetensorError, ValueError, RuntimeError) as error:
+        except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
             raise CheckpointError(f"{folder / WEIGHTS}: {error}") from error
         return model.eval()
 
@@ -327,6 +334,36 @@ class _ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: Literal[1]
     model: ModelConfig
     training: dict[str, Any] | None = None
+
+
+def _read_tokenizer(path: Path, data: bytes, vocab: int) -> Tokenizer:
+    try:
+        tokenizer = Tokenizer.from_json(data.decode(), str(path))
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    if tokenizer.size != vocab:
+        raise CheckpointError(
+            f"{path} has {tokenizer.size} tokens and {CONFIG} says {vocab}"
+        )
+    return tokenizer
+
+
+def _checked_dtype(weights: dict[str, Tensor], config: ModelConfig) -> torch.dtype:
+    """The dtype of weights that fit the configuration."""
+    expected = _shapes(config)
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if found != expected:
+        wrong = sorted(
+            name
+            for name in found.keys() | expected.keys()
+            if found.get(name) != expected.get(name)
+        )
+        raise ValueError(f"the tensors {', '.join(wrong[:4])} do not fit {CONFIG}")
+    dtypes = {tensor.dtype for tensor in weights.values()}
+    dtype = dtypes.pop()
+    if dtypes or not dtype.is_floating_point:
+        raise ValueError(f"the weights must be floats of one dtype; one is {dtype}")
+    return dtype
 
 
 def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

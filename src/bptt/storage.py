@@ -8,7 +8,7 @@ written aside, synced and renamed over the old one.
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bptt.errors import CheckpointError
@@ -22,17 +22,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         OSError: the disk is full, the folder is read-only, and so on.
     """
-    aside = path.with_name(f".{path.name}.new")
-    try:
-        with open(aside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+    _replace(path.parent, {path.name: data})
 
 
 def sync_folder(folder: Path) -> None:
@@ -45,29 +35,34 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write `files` into `folder`, then the manifest that vouches for them."""
+    """Write `files` into `folder`, then the manifest that vouches for them.
+
+    Raises:
+        OSError: the disk is full, and so on; the old files stay.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    for name, data in files.items():
-        write_atomically(folder / name, data)
     manifest = {
         name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         for name, data in files.items()
     }
-    write_atomically(
-        folder / MANIFEST, json.dumps({"files": manifest}, indent=2).encode()
-    )
+    manifest_data = json.dumps({"files": manifest}, indent=2).encode()
+    _replace(folder, {**files, MANIFEST: manifest_data})
 
 
-def read_files(folder: Path, names: Iterable[str]) -> dict[str, bytes]:
+def read_files(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
     """The bytes of the named files of `folder`, as the manifest vouches for them.
 
     Names that the manifest does not list are left out.
 
     Raises:
-        CheckpointError: the manifest is missing or damaged, or a file is missing or
-            has another size or hash than the manifest says.
+        CheckpointError: the manifest is missing or damaged or lists another file, or a
+            file is missing or has another size or hash than the manifest says.
     """
     expected = _read_manifest(folder)
+    if others := sorted(expected.keys() - set(names)):
+        raise CheckpointError(
+            f"{folder / MANIFEST} lists {others[0]!a}, which does not belong here"
+        )
     found = {}
     for name in names:
         if name not in expected:
@@ -88,6 +83,24 @@ def read_files(folder: Path, names: Iterable[str]) -> dict[str, bytes]:
     return found
 
 
+def _replace(folder: Path, files: Mapping[str, bytes]) -> None:
+    """All are written aside before the first is renamed: a full disk changes none."""
+    asides = {name: folder / f".{name}.new" for name in files}
+    try:
+        for name, data in files.items():
+            with open(asides[name], "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        for name, aside in asides.items():
+            os.replace(aside, folder / name)
+    except OSError:
+        for aside in asides.values():
+            aside.unlink(missing_ok=True)
+        raise
+    sync_folder(folder)
+
+
 def _read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
     path = folder / MANIFEST
     try:
@@ -96,7 +109,14 @@ def _read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
             str(name): (int(entry["size"]), str(entry["sha256"]))
             for name, entry in files.items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise CheckpointError(f"{path} is damaged: not a manifest of ours") from error
 
 

@@ -273,6 +273,15 @@ def test_batches_hold_similar_lengths_in_no_order():
     assert abs(np.corrcoef(times[1:], times[:-1])[0, 1]) < 0.3
 
 
+def test_a_sentence_has_other_company_in_every_epoch():
+    batches = SentenceBatches(numbered_sentences([4] * 64), batch=8)
+    company = [
+        {frozenset(b.inputs[0].tolist()) for b in epoch_of(batches, e)}
+        for e in range(2)
+    ]
+    assert company[0].isdisjoint(company[1])
+
+
 def test_single_sentences_come_in_random_order():
     batches = SentenceBatches(numbered_sentences([2] * 200), batch=1)
     orders = [[int(b.inputs[0, 0]) for b in epoch_of(batches, e)] for e in range(2)]

@@ -224,7 +224,8 @@ def test_hold_out_sentences():
     sentences = [str(i) for i in range(25)]
     assert hold_out_sentences(sentences) == (sentences[:22], sentences[22:])
     assert hold_out_sentences(["a", "b"]) == (["a"], ["b"])
-    assert hold_out_sentences(["a", "b"], share=0.99) == (["a"], ["b"])
+    for share in (0.99, 1e-20):
+        assert hold_out_sentences(["a", "b"], share) == (["a"], ["b"])
     for few in ([], ["a"]):
         with pytest.raises(InputError, match=f"has {len(few)} .*give --valid"):
             hold_out_sentences(few)

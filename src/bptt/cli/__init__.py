@@ -37,10 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
-    # Only now, so that help and wrong usage do not wait for PyTorch.
-    from bptt.cli import commands
-
     try:
+        # Only now, so that help and wrong usage do not wait for PyTorch.
+        from bptt.cli import commands
+
         return commands.run(command)
     except BrokenPipeError:
         # The reader of our output has gone; the interpreter must not complain of it.

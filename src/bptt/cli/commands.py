@@ -19,9 +19,9 @@ from bptt import verify
 from bptt.cli.arguments import Check, Command, Evaluate, Generate, Train
 from bptt.cli.progress import TrainingProgress, console, tracked
 from bptt.errors import CheckpointError, InputError
-from bptt.language_model import CONFIG, LanguageModel
+from bptt.language_model import CONFIG, LanguageModel, ModelConfig, read_config
 from bptt.storage import MANIFEST
-from bptt.text import read_text
+from bptt.text import Tokenizer, read_text
 from bptt.training import (
     Measurement,
     Options,
@@ -62,19 +62,20 @@ def train(command: Train) -> int:
     if command.resume and command.out is None:
         raise InputError("--resume needs --out RUN, the run to go on with")
     folder = RunFolder(path)
-    corpus = load_corpus(
-        options, command.text, () if command.valid is None else (command.valid,)
-    )
+    if not command.resume:
+        folder.check_free()
     with _as_input_error():
+        corpus = load_corpus(
+            options, command.text, () if command.valid is None else (command.valid,)
+        )
         model_config, config = resolve(options, corpus.tokenizer.size)
-    folder.create(resume=command.resume)
-    torch.manual_seed(config.seed)
-    model = LanguageModel(model_config, corpus.tokenizer)
-    _describe(to, model, config, corpus.train.tokens, corpus.held_out.tokens)
+    model = _new_model(model_config, config, corpus.tokenizer)
     with TrainingProgress(to) as progress, _signals() as received:
         trainer = Trainer(
             model, config, corpus, folder, progress, lambda: bool(received)
         )
+        folder.create()
+        _describe(to, model, config, corpus.train.tokens, corpus.held_out.tokens)
         if command.resume:
             if folder.finished:
                 to.print(f"The run in {escape(str(path))} is finished.")
@@ -195,25 +196,44 @@ def _options(command: Train) -> Options:
 
 def _check_device(name: str) -> None:
     try:
-        torch.zeros(1, device=torch.device(name))
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        torch.zeros(1, device=torch.device(name)).item()
+    except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"--device {name} cannot be used: {reason}") from error
+
+
+def _new_model(
+    model: ModelConfig, config: TrainingConfig, tokenizer: Tokenizer
+) -> LanguageModel:
+    torch.manual_seed(config.seed)
+    try:
+        return LanguageModel(model, tokenizer)
+    except RuntimeError as error:  # torch's word for memory that is not there
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"--hidden {model.hidden} and --layers {model.layers} are too large a "
+            f"model for this machine: {reason}"
+        ) from error
 
 
 def _check_same_run(path: Path, model: LanguageModel, config: TrainingConfig) -> None:
     """Refuse to go on with other options than the run began with."""
     try:
-        saved = json.loads((path / CONFIG).read_bytes())
+        data = (path / CONFIG).read_bytes()
     except FileNotFoundError:
         return
-    except (ValueError, OSError, RecursionError) as error:
-        raise CheckpointError(f"{path / CONFIG} is damaged: {error}") from error
+    except OSError as error:
+        raise CheckpointError(
+            f"{path / CONFIG} cannot be read: {error.strerror}"
+        ) from error
     now = {
         **msgspec.to_builtins(model.config),
         **msgspec.to_builtins(config),
     }
-    before = {**saved.get("model", {}), **(saved.get("training") or {})}
+    before = {
+        **msgspec.to_builtins(read_config(path / CONFIG, data)),
+        **(json.loads(data).get("training") or {}),
+    }
     other = [name for name in now if now[name] != before.get(name)]
     if other:
         name = other[0]

@@ -92,6 +92,7 @@ class ThroughTime(_Base):
         text = super().extra_repr()
         return text if self.truncation is None else f"{text}, {self.truncation}"
 
+    @autograd.eager
     def _run(self, input: Tensor, hx: Any) -> Any:
         batched = self._check_input(input)
         x = input if batched else input.unsqueeze(1)

@@ -126,11 +126,9 @@ def resolve(options: Options, vocab: int) -> tuple[ModelConfig, TrainingConfig]:
         ValueError: an option is out of range or contradicts another one.
     """
     check(options)
-    recipe = _RECIPES[options.optimizer]
 
     def given_or_recipe(name: str) -> float:
-        value = getattr(options, name)
-        return recipe[name] if value is None else value
+        return _given_or_recipe(options, name)
 
     hidden = int(given_or_recipe("hidden"))
     tied, embedding = _embedding(options, hidden)
@@ -219,6 +217,17 @@ def check(options: Options) -> None:
         )
     if options.one_a_line and stream:
         raise ValueError("--one-a-line is for --unit sentence; --unit is stream")
+    hidden = int(_given_or_recipe(options, "hidden"))
+    tied, embedding = _embedding(options, hidden)
+    if tied and embedding != hidden:
+        raise ValueError(
+            f"--tied needs --embedding as wide as --hidden = {hidden}; got {embedding}"
+        )
+
+
+def _given_or_recipe(options: Options, name: str) -> float:
+    value = getattr(options, name)
+    return _RECIPES[options.optimizer][name] if value is None else value
 
 
 def _passes(options: Options) -> tuple[int | None, int | None]:

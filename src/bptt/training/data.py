@@ -41,8 +41,11 @@ class Corpus:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the training ids, so that a resume meets the same text."""
-        return hashlib.sha256(self.train.ids.tobytes()).hexdigest()
+        """SHA-256 of ids and tokens, so that a resume meets the same texts."""
+        hashed = hashlib.sha256(self.tokenizer.to_json().encode())
+        for part in (self.train, self.held_out):
+            hashed.update(hashlib.sha256(part.ids.tobytes()).digest())
+        return hashed.hexdigest()
 
     @property
     def validation(self) -> Evaluation:

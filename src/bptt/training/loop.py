@@ -4,12 +4,13 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, final
+from typing import Any, Protocol, final, runtime_checkable
 
 import msgspec
 import numpy as np
 import torch
 
+from bptt.errors import CheckpointError, InputError
 from bptt.language_model import LanguageModel
 from bptt.text import Batch
 from bptt.training.config import TrainingConfig
@@ -27,6 +28,7 @@ EVALUATIONS = 10  # on the way, evenly over the run
 _TIMING_EVERY_S = 1.0
 
 
+@runtime_checkable
 class Reporter(Protocol):
     """Who is told how it goes."""
 
@@ -115,6 +117,7 @@ class Trainer:
         self.clock.started_s = time.monotonic()
         if self.progress.step == 0:
             self._evaluate()
+            self.folder.flush()
         self.model.train()
         last_timing_s, tokens = self.clock.elapsed_s, 0
         while self.share_done < 1:
@@ -150,15 +153,26 @@ class Trainer:
         """Go on from the newest snapshot; whether there was one.
 
         Raises:
+            InputError: the run began with other texts.
             CheckpointError: the snapshots are damaged.
         """
         loaded = self.folder.load_snapshot()
         if loaded is None:
             return False
-        self.progress, tensors = loaded
-        self.clock.before_s = self.progress.elapsed_s
+        progress, tensors = loaded
+        if progress.data != self.corpus.digest:
+            raise InputError(
+                "--resume needs the texts that the run began with; these are others"
+            )
+        try:
+            self._restore(tensors)
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"{self.folder.path}: the snapshot does not fit this model: {error}"
+            ) from error
+        self.progress = progress
+        self.clock.before_s = progress.elapsed_s
         self._evaluated = int(self.share_done * EVALUATIONS)
-        self._restore(tensors)
         return True
 
     def _share_at(self, step: int) -> float:
@@ -191,11 +205,7 @@ class Trainer:
         norm = gradient_norm(self.model.parameters(), self.config.clip)
         loss = total.item() / batch.tokens
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise FloatingPointError(
-                f"step {step}: loss {loss}, gradient norm {norm}: the run diverged; "
-                f"try a smaller --lr than {self.config.lr:g}"
-                + ("" if self.config.clip else " or --clip 1")
-            )
+            raise self._diverged(f"loss {loss}, gradient norm {norm}")
         rate = learning_rate(self.config, self._share_at(step + 1), self.progress.scale)
         set_learning_rate(self.optimizer, rate)
         self.optimizer.step()
@@ -220,6 +230,8 @@ class Trainer:
         Where passes reach across windows the next batch begins inside this one, so
         those steps run again.
         """
+        if next_start == 0:
+            return before
         if next_start < inputs.shape[0]:
             with torch.no_grad():
                 _, after = self.model(inputs[:next_start], before)
@@ -227,10 +239,19 @@ class Trainer:
             return tuple(part.detach() for part in after)
         return after.detach()
 
+    def _diverged(self, what: str) -> FloatingPointError:
+        return FloatingPointError(
+            f"step {self.progress.step}: {what}: the run diverged; "
+            f"try a smaller --lr than {self.config.lr:g}"
+            + ("" if self.config.clip else " or --clip 1")
+        )
+
     def _evaluate(self) -> None:
         """Measure on part of the held-out text; keep the best model."""
         started_s = self.clock.elapsed_s
         evaluation = evaluate(self.model, self.corpus.quick_validation)
+        if not math.isfinite(evaluation.loss):
+            raise self._diverged(f"validation loss {evaluation.loss}")
         took_s = self.clock.elapsed_s - started_s
         # A run of so many minutes keeps time for the measurement at its end.
         self._reserve_s = took_s * self.corpus.held_out.tokens / evaluation.tokens
@@ -250,7 +271,6 @@ class Trainer:
         if progress.best_valid is None or evaluation.loss < progress.best_valid:
             progress.best_valid = evaluation.loss
             self._save_model()
-        self.folder.flush()
         mean = sum(self._losses) / len(self._losses) if self._losses else math.nan
         self._losses.clear()
         self.reporter.on_evaluation(progress.step, mean, evaluation)

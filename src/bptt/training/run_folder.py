@@ -36,7 +36,7 @@ class Progress(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         last_valid: the newest validation loss.
         best_valid: the smallest one, that of the saved model.
         elapsed_s: seconds of training.
-        data: hash of the training ids, so that a resume meets the same text.
+        data: hash of the texts in numbers, so that a resume meets the same ones.
     """
 
     data: str
@@ -59,23 +59,37 @@ class RunFolder:
         self.path = path
         self._waiting: dict[str, list[str]] = {METRICS: [], TIMINGS: []}
 
-    def create(self, *, resume: bool) -> None:
-        """Make the folder, or refuse one that holds something.
+    def check_free(self) -> None:
+        """Refuse a folder that holds something.
 
         Raises:
-            InputError: the folder holds a run, and this is no resume.
+            InputError: it does, or cannot be read.
         """
         try:
-            if not resume and self.path.exists() and any(self.path.iterdir()):
-                raise InputError(
-                    f"--out {self.path}: the folder is not empty; name another one, or "
-                    "go on with its run by --resume"
-                )
+            taken = self.path.exists() and any(self.path.iterdir())
+        except OSError as error:
+            raise self._unusable(error) from error
+        if taken:
+            raise InputError(
+                f"--out {self.path}: the folder is not empty; name another one, or "
+                "go on with its run by --resume"
+            )
+
+    def create(self) -> None:
+        """Make the folder, unless it is there.
+
+        Raises:
+            InputError: it cannot be made.
+        """
+        try:
             (self.path / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(
-                f"--out {self.path}: the folder cannot be used: {error.strerror}"
-            ) from error
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: OSError) -> InputError:
+        return InputError(
+            f"--out {self.path}: the folder cannot be used: {error.strerror}"
+        )
 
     def append(self, name: str, record: dict[str, Any]) -> None:
         """Add a line to `metrics.jsonl` or `timings.jsonl`; written by `flush`."""
@@ -136,19 +150,15 @@ class RunFolder:
         failures = []
         for folder in self._snapshots():
             try:
-                files = storage.read_files(folder, (_STATE, _TENSORS))
-                progress = msgspec.json.decode(files[_STATE], type=Progress)
-                tensors = safetensors.torch.load(files[_TENSORS])
-            except (CheckpointError, KeyError, SafetensorError) as error:
-                failures.append(str(error))
-            except msgspec.MsgspecError as error:
-                failures.append(f"{folder / _STATE}: {error}")
+                progress, tensors = _read_snapshot(folder)
+            except CheckpointError as error:
+                failures.append(error)
             else:
                 self._cut_logs(progress.step)
                 return progress, tensors
         if failures:
-            raise CheckpointError(failures[0])
-        self._cut_logs(0)
+            raise failures[0]
+        self._cut_logs(-1)  # the run begins again, its first measurement too
         return None
 
     def _snapshots(self) -> list[Path]:
@@ -164,7 +174,7 @@ class RunFolder:
         for number, line in enumerate(lines):
             try:
                 records.append(msgspec.json.decode(line, type=dict[str, Any]))
-            except msgspec.MsgspecError as error:
+            except (msgspec.MsgspecError, RecursionError) as error:
                 if number == len(lines) - 1:  # cut short by a crash
                     break
                 raise CheckpointError(f"{path}, line {number + 1}: {error}") from error
@@ -176,3 +186,18 @@ class RunFolder:
             text = "".join(json.dumps(record) + "\n" for record in kept)
             if (self.path / name).exists():
                 storage.write_atomically(self.path / name, text.encode())
+
+
+def _read_snapshot(folder: Path) -> tuple[Progress, dict[str, Tensor]]:
+    files = storage.read_files(folder, (_STATE, _TENSORS))
+    for name in (_STATE, _TENSORS):
+        if name not in files:
+            raise CheckpointError(f"{folder / storage.MANIFEST} lists no {name}")
+    try:
+        progress = msgspec.json.decode(files[_STATE], type=Progress)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{folder / _STATE}: {error}") from error
+    try:
+        return progress, safetensors.torch.load(files[_TENSORS])
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{folder / _TENSORS}: {error}") from error

@@ -5,8 +5,8 @@ The idea of HIPS autograd's `check_grads`, extended to truncations: compare
 float32 gradient, which people train with, against the float64 one.
 """
 
-from bptt.verify.certify import Certificate as Certificate
-from bptt.verify.certify import certify as certify
+from bptt.verify.certificates import Certificate as Certificate
+from bptt.verify.certificates import certify as certify
 from bptt.verify.check import check_gradients as check_gradients
 from bptt.verify.report import GradientReport as GradientReport
 from bptt.verify.report import TensorCheck as TensorCheck

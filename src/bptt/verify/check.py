@@ -24,6 +24,7 @@ from bptt.verify.subject import (
 
 Loss = Callable[[Any], Tensor]
 
+_STREAM = 0x6270_7474  # else weights are x itself where x was drawn from seed 0
 _REDRAWS = 3  # further directions to try, for each that crosses a kink
 _ROUNDING_ONLY = 1e-12  # of the module's largest gradient: no more than rounding
 
@@ -53,7 +54,8 @@ def check_gradients(
     that cuts, the objective is the one whose gradient the truncated gradient is by
     definition (see `bptt.verify.literal`), with a custom loss replaced by its tangent
     at the outputs: its own derivative is then taken from autograd. In float32 the error
-    of a tensor is the largest of its entries' errors over its largest entry.
+    of a tensor is the largest of its entries' errors over its largest entry; parameters
+    and inputs are rounded to float32 first, so that both start from the same numbers.
 
     Costs, for each tensor and direction, 6 forward passes or a few times that, and
     under a truncation that cuts forward passes over all of its windows.
@@ -75,8 +77,9 @@ def check_gradients(
 
     Raises:
         GradientError: a check failed; names the worst tensor, both values and its
-            error. Gradients that are not finite fail, and so does a tensor along
-            which the objective is not smooth (a rectifier at exactly 0).
+            error, with the table as a note. Gradients that are not finite fail, and so
+            does a tensor along which the objective is not smooth (a rectifier at
+            exactly 0).
         TypeError, ValueError: an argument cannot be used; or the module contains
             a truncated module, gives other outputs at each call, or returns no tensor.
 
@@ -85,6 +88,8 @@ def check_gradients(
     >>> check_gradients(gru, torch.randn(12, 2, 3)).passed
     True
     """
+    _require_module_and_inputs(module, x, hx)
+    _require_numbers(directions, seed, tolerance, float32_tolerance)
     report = measure(
         module,
         x,
@@ -96,7 +101,9 @@ def check_gradients(
         float32_tolerance=float32_tolerance,
     )
     if not report.passed:
-        raise GradientError(f"{type(module).__name__}: {describe_failure(report)}")
+        error = GradientError(f"{type(module).__name__}: {describe_failure(report)}")
+        error.add_note(str(report))
+        raise error
     return report
 
 
@@ -104,10 +111,17 @@ def describe_failure(report: GradientReport) -> str:
     """What is wrong in a report that did not pass, in one line."""
     failed = report.failed
     others = sorted({row.tensor for row in failed} - {failed[0].tensor})
-    return (
+    message = (
         f"wrong gradient of {failed[0]}; {len(failed)} of {len(report.rows)} checks "
         "failed" + (f", also of {', '.join(others)}" if others else "")
     )
+    if all(row.check == "float32" for row in failed):
+        message += (
+            "; in float64 the gradients are right, so float32 lost precision: if units "
+            "saturate or sums cancel, that is in the values, so try others or a larger "
+            "float32_tolerance"
+        )
+    return message
 
 
 def measure(
@@ -121,10 +135,8 @@ def measure(
     tolerance: float,
     float32_tolerance: float,
 ) -> GradientReport:
-    """`check_gradients`, for a caller that wants a failed report too."""
-    _require_module_and_inputs(module, x, hx)
-    _require_numbers(directions, seed, tolerance, float32_tolerance)
-    generator = torch.Generator().manual_seed(seed)
+    """`check_gradients` of sound arguments, for a caller that wants failures too."""
+    generator = torch.Generator().manual_seed(_STREAM + seed)
     with undisturbed(x.device):
         exact = Subject.copied(module, x, hx, double=True)
         if not exact.tensors:
@@ -215,8 +227,9 @@ def _against_differences(
             )
     if judged == 0:
         note = (
-            f"the objective is not smooth along any of {skipped} directions; is there "
-            "a kink, as of a rectifier at exactly 0? Try other values of x"
+            f"no difference could be formed along any of {skipped} directions: the "
+            "objective has a kink there, as of a rectifier at exactly 0, or changes too "
+            "wildly; try other values of x, or fewer steps"
         )
         worst = replace(unusable, note=note)
     return replace(worst, skipped=skipped)

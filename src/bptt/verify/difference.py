@@ -14,9 +14,10 @@ from torch import Tensor
 
 _FIRST_STEP = 4e-3  # relative to the root mean square of the tensor
 _SHRINK = 8.0
-_STEP_SIZES = 5
+_STEP_SIZES = 8  # while rounding leaves room
 _AGREEMENT = 0.1  # of the tolerance
-_ROUNDINGS = 8.0  # units in the last place of a sum, generously
+_ROUNDINGS = 8.0  # units in the last place: some 7 standard deviations
+_JUMP_ROUNDINGS = 4.0  # the jump is as much noisier than the slope
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def slope_along(
         objective: reads `tensor`, which is moved in place and put back.
         tensor: float64.
         direction: shaped as `tensor`, entries of the order of 1.
-        magnitude: of the terms that the objective sums, for its rounding error.
+        magnitude: what the objective's rounding is relative to.
         expected: the size of slope against which `tolerance` is meant; a larger slope
             that is found counts instead.
         tolerance: relative; the slope is good to a tenth of it, or to rounding.
@@ -84,7 +85,8 @@ def slope_along(
                 if shrinks and rounding > wanted:
                     return None  # smaller steps would agree on anything
                 allowed = _AGREEMENT * wanted + rounding
-                if abs(coarse - fine) <= allowed and abs(jump) <= allowed:
+                smooth = abs(jump) <= allowed + _JUMP_ROUNDINGS * rounding
+                if smooth and abs(coarse - fine) <= allowed:
                     return Slope(fine, rounding)
             return None
         finally:

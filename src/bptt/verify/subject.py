@@ -5,6 +5,7 @@ mode stay as they are.
 """
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -89,9 +90,13 @@ class Derivatives:
 
     @property
     def magnitude(self) -> float:
-        """Of the terms that the objective sums, for its rounding error."""
+        """What the objective's rounding is relative to.
+
+        Its terms' roundings are independent, so they add up as a random walk does.
+        """
         terms = zip(self.outputs, self.doutputs, strict=True)
-        return abs(self.value) + sum(float((y * dy).abs().sum()) for y, dy in terms)
+        squares = sum(float((y * dy).square().sum()) for y, dy in terms)
+        return abs(self.value) + math.sqrt(squares)
 
 
 def differentiate(subject: Subject, score: Score) -> Derivatives:

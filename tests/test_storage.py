@@ -1,0 +1,158 @@
+import errno
+import hashlib
+import json
+import os
+
+import pytest
+
+from bptt import storage
+from bptt.errors import CheckpointError
+
+FILES = {"a.json": b'{"a": 1}', "b.bin": bytes(range(256)), "empty": b""}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    storage.write_files(tmp_path / "folder", FILES)
+    return tmp_path / "folder"
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_is_written_is_read(folder):
+    assert storage.read_files(folder, tuple(FILES)) == FILES
+    assert names_in(folder) == sorted([*FILES, "manifest.json"])
+
+
+def test_the_manifest_holds_sizes_and_hashes(folder):
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    assert manifest == {
+        "files": {
+            name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            for name, data in FILES.items()
+        }
+    }
+
+
+def test_a_name_that_is_not_listed_is_left_out(folder):
+    (folder / "c").write_bytes(b"not vouched for")
+    assert storage.read_files(folder, (*FILES, "c")) == FILES
+
+
+def test_a_listed_name_that_is_not_asked_for_is_refused(folder):
+    with pytest.raises(CheckpointError, match=r"manifest\.json lists 'b\.bin'"):
+        storage.read_files(folder, ("a.json", "empty"))
+
+
+@pytest.mark.parametrize("name", ["a.json", "b.bin"])
+def test_every_flipped_bit_is_noticed(folder, name):
+    data = FILES[name]
+    for position in range(len(data)):
+        flipped = bytearray(data)
+        flipped[position] ^= 1 << position % 8
+        (folder / name).write_bytes(flipped)
+        with pytest.raises(CheckpointError, match=rf"{name} is damaged: its SHA-256"):
+            storage.read_files(folder, tuple(FILES))
+
+
+def test_another_size_is_noticed(folder):
+    for data in (FILES["b.bin"][:-1], FILES["b.bin"] + b"\0", b""):
+        (folder / "b.bin").write_bytes(data)
+        expected = rf"b\.bin has {len(data)} bytes and the manifest says 256"
+        with pytest.raises(CheckpointError, match=expected):
+            storage.read_files(folder, tuple(FILES))
+
+
+@pytest.mark.parametrize("name", [*FILES, "manifest.json"])
+def test_a_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(CheckpointError, match=rf"{name} cannot be read: No such file"):
+        storage.read_files(folder, tuple(FILES))
+
+
+def test_a_folder_in_the_place_of_a_file(folder):
+    (folder / "a.json").unlink()
+    (folder / "a.json").mkdir()
+    with pytest.raises(
+        CheckpointError, match=r"a\.json cannot be read: Is a directory"
+    ):
+        storage.read_files(folder, tuple(FILES))
+
+
+def test_every_flipped_bit_of_the_manifest_is_noticed(folder):
+    data = (folder / "manifest.json").read_bytes()
+    for position in range(len(data)):
+        flipped = bytearray(data)
+        flipped[position] ^= 1
+        (folder / "manifest.json").write_bytes(flipped)
+        with pytest.raises(CheckpointError):
+            storage.read_files(folder, tuple(FILES))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff\xfe",
+        b"[]",
+        b"1",
+        b"{}",
+        b'{"files": []}',
+        b'{"files": {"a.json": 3}}',
+        b'{"files": {"a.json": {"size": 8}}}',
+        b'{"files": {"a.json": {"size": "x", "sha256": ""}}}',
+        b'{"files": {"a.json": {"size": NaN, "sha256": ""}}}',
+        b'{"files": {"a.json": {"size": 1e999, "sha256": ""}}}',
+        b'{"files": {"a.json": {"size": null, "sha256": ""}}}',
+        b'{"files": ' + b"[" * 100_000,
+    ],
+    ids=lambda content: content[:50].decode("latin-1"),
+)
+def test_what_is_no_manifest_is_refused(folder, content):
+    (folder / "manifest.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"manifest\.json is damaged"):
+        storage.read_files(folder, tuple(FILES))
+
+
+def test_files_are_replaced(folder):
+    new = {name: data + b"new" for name, data in FILES.items()}
+    storage.write_files(folder, new)
+    assert storage.read_files(folder, tuple(FILES)) == new
+    storage.write_files(folder, {"a.json": b"alone"})
+    assert storage.read_files(folder, tuple(FILES)) == {"a.json": b"alone"}
+
+
+@pytest.mark.parametrize("full_after", range(4))
+def test_a_full_disk_leaves_the_old_files(folder, monkeypatch, full_after):
+    synced = []
+
+    def fsync(descriptor):
+        synced.append(descriptor)
+        if len(synced) > full_after:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        with pytest.raises(OSError, match="No space left"):
+            storage.write_files(folder, dict.fromkeys(FILES, b"new"))
+    assert storage.read_files(folder, tuple(FILES)) == FILES
+    assert names_in(folder) == sorted([*FILES, "manifest.json"])
+
+
+def test_a_single_file_is_replaced_or_kept(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    storage.write_atomically(path, b"old")
+
+    def replace(*_):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replace)
+        with pytest.raises(OSError, match="Permission denied"):
+            storage.write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    storage.write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert names_in(tmp_path) == ["file"]

@@ -1,0 +1,160 @@
+"""Truncations across windows, held to what they mean.
+
+An update counts the newest `window` outputs of each stream. Of every `k1` of them the
+error goes back `k2` steps, which run again under the current weights from the detached
+state kept before them. `literal` does that with torch.nn's layers, one chunk after
+another, and lets autograd differentiate.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.func import functional_call
+
+from training.problems import Watcher, trainer
+
+HIDDEN = 5
+# window, k1, k2
+SETTINGS = {
+    "k1 = k2 = window": (4, 4, 4),
+    "full": (4, None, None),
+    "k2 = 3 windows": (4, 4, 12),
+    "k2 a little over a window": (4, 4, 5),
+    "k1 below the window": (4, 2, 8),
+    "k2 no multiple of k1": (6, 2, 5),
+    "k2 within the window": (6, 2, 3),
+    "per output": (4, 1, 4),
+    "far across": (3, 1, 11),
+    "k2 below k1": (6, 6, 2),
+    "chunks": (6, 3, 3),
+}
+
+
+class Literal:
+    """The run again: windows of the streams, states kept, gradients by autograd."""
+
+    def __init__(self, run, window, k1, k2):
+        self.batches, self.window = run.batches, window
+        self.k1, self.k2 = k1 or window, k2 or window
+        reach = max(0, self.k2 - self.k1)
+        chunks = -(-reach // self.k1)
+        self.context = reach if self.k1 == window else chunks * self.k1
+        cell = {"rnn": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}
+        self.parts = 2 if run.model.config.cell == "lstm" else 1
+        self.layers = run.model.config.layers
+        self.recurrent = cell[run.model.config.cell](
+            run.model.config.vocab, HIDDEN, self.layers, dtype=torch.float64
+        )
+        self.kept = None  # the state before the segment of the next window
+        self.begin = 0
+
+    def run(self, weights, ids, state):
+        own = {
+            name.removeprefix("recurrent."): weight
+            for name, weight in weights.items()
+            if name.startswith("recurrent.")
+        }
+        if not len(ids):
+            return torch.zeros(0, ids.shape[1], HIDDEN, dtype=torch.float64), state
+        x = F.one_hot(ids, self.recurrent.input_size).double()
+        if state is None:
+            zero = torch.zeros(self.layers, ids.shape[1], HIDDEN, dtype=torch.float64)
+            state = (zero, zero) if self.parts == 2 else zero
+        return functional_call(self.recurrent, own, (x, state))
+
+    def gradients(self, weights, step):
+        """Of the loss of window `step`, and the states of this update's forward run."""
+        i = step % self.batches.steps_per_epoch
+        begin, first = max(0, i * self.window - self.context), i * self.window
+        if i == 0:
+            self.kept = None
+        rows = self.batches.batch_at(step)
+        ids = torch.from_numpy(rows.inputs)
+        targets = torch.from_numpy(rows.targets)[first - begin :]
+        leaves = {n: w.detach().clone().requires_grad_() for n, w in weights.items()}
+        total = torch.zeros((), dtype=torch.float64)
+        for a in range(first, first + self.window, self.k1):
+            end = min(a + self.k1, first + self.window)
+            b = max(0, a + self.k1 - self.k2)  # where the pass of this chunk begins
+            fixed = {name: leaf.detach() for name, leaf in leaves.items()}
+            before, state = self.run(fixed, ids[: b - begin], self.kept)
+            after, _ = self.run(leaves, ids[max(b - begin, 0) : end - begin], state)
+            h = torch.cat((before, after))[a - begin : end - begin]
+            logits = F.linear(h, leaves["decoder.weight"], leaves["decoder.bias"])
+            total = total + F.cross_entropy(
+                logits.flatten(0, 1),
+                targets[a - first : end - first].flatten(),
+                reduction="sum",
+            )
+        (total / ids.shape[1]).backward()
+        return {name: leaf.grad for name, leaf in leaves.items()}
+
+    def carry(self, before, after, step):
+        """Keep the state before the next segment, under the weights of that time."""
+        i = step % self.batches.steps_per_epoch
+        begin = max(0, i * self.window - self.context)
+        next_begin = max(0, (i + 1) * self.window - self.context)
+        ids = torch.from_numpy(self.batches.batch_at(step).inputs)[: next_begin - begin]
+        # Where nothing overlaps, the window's own run gives it; else it runs again.
+        weights = before if self.context == 0 else after
+        with torch.no_grad():
+            _, self.kept = self.run(weights, ids, self.kept)
+
+
+def flat(state):
+    return torch.cat([part.flatten() for part in state]) if state is not None else None
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize(("cell", "layers"), [("rnn", 1), ("gru", 1), ("lstm", 2)])
+def test_every_update_is_the_literal_one(tmp_path, setting, cell, layers):
+    window, k1, k2 = SETTINGS[setting]
+    options = {"cell": cell, "layers": layers, "hidden": HIDDEN, "window": window}
+    run, watcher = trainer(
+        tmp_path,
+        dtype=torch.float64,
+        k1=k1,
+        k2=k2,
+        optimizer="sgd",
+        bias=True,
+        batch=50,
+        lr=0.1,
+        steps=12,
+        **options,
+    )
+    assert 5 < run.batches.steps_per_epoch < 12  # so that an epoch ends on the way
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in run.model.parameters():
+            parameter.uniform_(-0.7, 0.7, generator=generator)
+    literal = Literal(run, window, k1, k2)
+    before = {n: p.detach().clone() for n, p in run.model.named_parameters()}
+
+    def compare(run):
+        step = run.progress.step - 1
+        expected = literal.gradients(before, step)
+        found = {n: p.grad for n, p in run.model.named_parameters()}
+        for name in expected:
+            torch.testing.assert_close(
+                found[name],
+                expected[name],
+                rtol=1e-9,
+                atol=1e-12,
+                msg=lambda text, name=name: f"d{name} at step {step}: {text}",
+            )
+        after = {n: p.detach().clone() for n, p in run.model.named_parameters()}
+        literal.carry(before, after, step)
+        torch.testing.assert_close(
+            None if run.state is None else flat(run.state),
+            None if literal.kept is None else flat(literal.kept),
+            rtol=1e-9,
+            atol=1e-12,
+        )
+        parts = run.state if isinstance(run.state, tuple) else (run.state,)
+        assert not any(part is not None and part.requires_grad for part in parts)
+        before.update(after)
+
+    watcher.after_step = compare
+    run.run()
+    assert isinstance(watcher, Watcher)
+    assert run.progress.step == 12
