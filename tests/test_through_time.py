@@ -127,6 +127,19 @@ def test_full_is_autograd_over_the_whole_sequence(kind, shape):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_the_whole_tape_is_the_tape_at_every_step(kind):
+    p = problem(kind, **STACK)
+    _, tapes = run(p)
+    for tape in tapes:
+        (every,) = Truncation.per_output(0).lags(p.x.shape[0])  # all passes, at lag 0
+        whole, at = tape.whole(), tape.at(every)
+        for name in ("before", "after", "kept"):
+            parts = getattr(whole, name), getattr(at, name)
+            assert_same(*({f"{name} {i}": t for i, t in enumerate(of)} for of in parts))
+        assert_same({"next": at.before[0][1:]}, {"next": at.after[0][:-1]}, 0.0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("truncation", [Truncation.full(), Truncation(2, 3)])
 def test_without_dx_the_other_gradients_are_the_same(kind, truncation):
     p = problem(kind, **STACK)

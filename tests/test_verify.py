@@ -93,9 +93,10 @@ def wrong(report, kind="finite difference"):
 # --- right gradients pass -------------------------------------------------------------
 
 
-@pytest.mark.parametrize("truncation", TRUNCATIONS, ids=str)
+# The certificates below go through many more, in a process without beartype.
+@pytest.mark.parametrize("truncation", TRUNCATIONS[1::2], ids=str)
 @pytest.mark.parametrize("cell", CELLS)
-def test_every_cell_passes_under_every_truncation(cell, truncation):
+def test_every_cell_passes_under_truncations(cell, truncation):
     module, x, hx = problem(cell, truncation)
     report = check_gradients(module, x, hx, directions=1)
     names = {"input", "h_0", *dict(module.named_parameters())}
@@ -116,13 +117,13 @@ def test_every_cell_passes_under_every_truncation(cell, truncation):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("truncation", TRUNCATIONS[1:5], ids=str)
+@pytest.mark.parametrize("truncation", TRUNCATIONS[2:4], ids=str)
 def test_stacks_and_both_directions_pass(cell, options, truncation):
-    module, x, hx = problem(cell, truncation, time=6, **options)
+    module, x, hx = problem(cell, truncation, time=5, **options)
     assert check_gradients(module, x, hx, directions=1).passed
 
 
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_any_truncation_layout_and_input_passes(data):
     cell = data.draw(st.sampled_from(["tanh", "gru", "lstm"]))
@@ -314,7 +315,7 @@ def test_a_failed_check_leaves_everything_untouched_too(monkeypatch):
 def test_a_wrong_slope_is_caught(monkeypatch, cell, kind, truncation):
     right = kind.slope
     monkeypatch.setattr(kind, "slope", staticmethod(lambda h: 1.001 * right(h)))
-    report = failure(*problem(cell, truncation))
+    report = failure(*problem(cell, truncation), directions=2)
     assert {"weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "input"} <= wrong(report)
 
 
@@ -417,7 +418,7 @@ def test_a_dropped_error_of_the_final_state_is_caught(monkeypatch):
         (Truncation.per_output(2), {}),
         (Truncation(2, 5), {}),
         (Truncation(2, 4), {"num_layers": 2}),
-        (Truncation.chunks(3), {"bidirectional": True}),
+        (Truncation.chunks(2), {"bidirectional": True}),
     ],
     ids=str,
 )
@@ -442,11 +443,26 @@ def test_chunks_of_a_wrong_length_are_caught(monkeypatch):
 
 def test_layers_truncated_each_on_its_own_are_caught(monkeypatch):
     """An error could then reach two windows back."""
-    monkeypatch.setattr(Truncation, "is_full_over", lambda self, time: True)
-    module, x, hx = problem("tanh", Truncation.per_output(1), num_layers=2, time=5)
-    bad = wrong(failure(module, x, hx))
-    assert "weight_hh_l0" in bad
-    assert bad.isdisjoint({"weight_hh_l1", "weight_ih_l1"})
+    right = autograd.backward
+
+    def backward(layers, x, masks, tapes, dy, dfinal, truncation, *, needs_dx):
+        found = []
+        for at in (1, 0):
+            inputs = tapes[0].states[0][1:] if at else x
+            one = slice(at, at + 1)
+            stack = layers[one], inputs, masks, tapes[one], dy, dfinal[one]
+            dy, (gradients,) = right(*stack, truncation, needs_dx=True)
+            found = [gradients, *found]
+        return dy, found
+
+    monkeypatch.setattr(autograd, "backward", backward)
+    x, hx = torch.randn(5, 2, 3), torch.randn(2, 2, 2)
+    module = RNN(3, 2, num_layers=2, truncation=Truncation.per_output(1))
+    bad = wrong(failure(module, x, hx, directions=2))
+    assert {"weight_ih_l0", "weight_hh_l0", "input"} <= bad
+    assert bad.isdisjoint({"weight_hh_l1", "weight_ih_l1", "bias_ih_l1"})
+    module.truncation = Truncation.chunks(2)  # there it is the same
+    assert check_gradients(module, x, hx, directions=1).passed
 
 
 def test_a_truncation_that_is_ignored_is_caught(monkeypatch):
@@ -612,7 +628,7 @@ def test_a_rectifier_at_exactly_zero_is_not_certified():
     module, x, _ = problem("relu", state=False)
     for name in ("bias_ih_l0", "bias_hh_l0"):
         torch.nn.init.zeros_(getattr(module, name))
-    report = failure(module, torch.zeros_like(x))
+    report = failure(module, torch.zeros_like(x[:2]))
     assert "kink" in report.worst.note
     assert report.worst.skipped == 3
 

@@ -139,8 +139,9 @@ class LanguageModel(torch.nn.Module):
 
         One-hot input picks out single columns of U, so their width is that of a
         pre-activation, not divided by the number of columns; the tutorial's network
-        keeps the tutorial's. A forget gate begins open (Gers et al., 2000; Jozefowicz,
-        Zaremba & Sutskever, 2015).
+        keeps the tutorial's. The forget gates get no head start: over streams whose
+        state is carried for ever, c then drifted to where only carried states go, and
+        a text begun from the zero state was predicted worse than by chance.
         """
         config = self.config
         if self.embedding is not None:
@@ -152,10 +153,6 @@ class LanguageModel(torch.nn.Module):
             torch.nn.init.uniform_(self.recurrent.weight_ih_l0, -bound, bound)
         else:
             torch.nn.init.normal_(self.recurrent.weight_ih_l0, std=ONE_HOT_STD)
-        if config.cell == "lstm" and config.bias:
-            for layer in range(config.layers):
-                bias = getattr(self.recurrent, f"bias_ih_l{layer}")
-                bias[config.hidden : 2 * config.hidden] += 1.0
 
     @property
     def truncation(self) -> Truncation | None:

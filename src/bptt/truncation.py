@@ -121,7 +121,7 @@ class Truncation:
         # With a single pass that starts past the end, the first lags stand nowhere.
         first_lag = max(0, k1 - time)
         for lag in range(first_lag, min(k2, nominal_end + 1)):
-            first = max(0, -(-(lag - k1 + 1) // k1))
+            first = lag // k1  # the passes before it have passed step 0
             last = passes if nominal_end - lag < time else passes - 1
             start = first * k1 + k1 - 1 - lag
             stop = (last - 1) * k1 + k1 - lag

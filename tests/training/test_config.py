@@ -21,7 +21,7 @@ DEFAULTS = [
         {"vocab": VOCAB, "cell": "lstm", "hidden": 512, "layers": 1, "embedding": 0}
         | {"tied": False, "bias": True, "dropout": 0.0, "unit": "stream"},
         {"level": "char", "vocab": None, "window": 64, "k1": None, "k2": None}
-        | {"batch": 32, "optimizer": "adamw", "lr": 4e-3, "clip": 1.0}
+        | {"batch": 32, "optimizer": "adamw", "lr": 6e-3, "clip": 1.0}
         | {"weight_decay": 0.01, "epochs": None, "steps": None, "minutes": 2.0}
         | {"seed": 0, "device": "cpu", "snapshot_every": 0},
     ),

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch.func import functional_call
 
-from training.problems import Watcher, trainer
+from bptt.training import Options
+from training.problems import corpus, trainer
 
 HIDDEN = 5
 # window, k1, k2
@@ -105,10 +106,21 @@ def flat(state):
     return torch.cat([part.flatten() for part in state]) if state is not None else None
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize(("cell", "layers"), [("rnn", 1), ("gru", 1), ("lstm", 2)])
+CELLS = (("rnn", 1), ("gru", 1), ("lstm", 2))
+EVERYWHERE = ("k1 = k2 = window", "k2 = 3 windows", "k1 below the window")
+
+
+@pytest.mark.parametrize(
+    ("setting", "cell", "layers"),
+    [
+        (setting, *cell)
+        for i, setting in enumerate(SETTINGS)
+        for cell in (CELLS if setting in EVERYWHERE else [CELLS[i % 3]])
+    ],
+)
 def test_every_update_is_the_literal_one(tmp_path, setting, cell, layers):
     window, k1, k2 = SETTINGS[setting]
+    data = corpus(Options(), n=25)
     options = {"cell": cell, "layers": layers, "hidden": HIDDEN, "window": window}
     run, watcher = trainer(
         tmp_path,
@@ -117,7 +129,8 @@ def test_every_update_is_the_literal_one(tmp_path, setting, cell, layers):
         k2=k2,
         optimizer="sgd",
         bias=True,
-        batch=50,
+        batch=data.train.tokens // (8 * window),
+        data=data,
         lr=0.1,
         steps=12,
         **options,
@@ -156,5 +169,4 @@ def test_every_update_is_the_literal_one(tmp_path, setting, cell, layers):
 
     watcher.after_step = compare
     run.run()
-    assert isinstance(watcher, Watcher)
     assert run.progress.step == 12

@@ -68,7 +68,7 @@ class Train:
     """adamw with warm-up and cosine, or sgd, which halves its rate when the validation
     loss rises: the tutorial's recipe."""
     lr: _Real = None
-    """Largest learning rate (default: 0.004, or 0.005 with --optimizer sgd)."""
+    """Largest learning rate (default: 0.006, or 0.005 with --optimizer sgd)."""
     clip: _Real = None
     """Largest norm of the gradient, 0 for none (default: 1, or 0 with --optimizer
     sgd)."""

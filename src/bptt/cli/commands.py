@@ -74,8 +74,6 @@ def train(command: Train) -> int:
         trainer = Trainer(
             model, config, corpus, folder, progress, lambda: bool(received)
         )
-        folder.create()
-        _describe(to, model, config, corpus.train.tokens, corpus.held_out.tokens)
         if command.resume:
             if folder.finished:
                 to.print(f"The run in {escape(str(path))} is finished.")
@@ -85,6 +83,8 @@ def train(command: Train) -> int:
                 to.print(f"Going on from step {trainer.progress.step}.")
             else:
                 to.print("No snapshot yet: starting from the beginning.")
+        folder.create()
+        _describe(to, model, config, corpus.train.tokens, corpus.held_out.tokens)
         try:
             measured = trainer.run()
         except Stopped:

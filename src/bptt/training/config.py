@@ -114,7 +114,7 @@ class TrainingConfig(
 
 # Each optimiser is a recipe: "sgd" is the tutorial's, with its network's size.
 _RECIPES = {
-    "adamw": {"hidden": 512, "bias": True, "lr": 4e-3, "clip": 1.0, "batch": 32},
+    "adamw": {"hidden": 512, "bias": True, "lr": 6e-3, "clip": 1.0, "batch": 32},
     "sgd": {"hidden": 100, "bias": False, "lr": 0.005, "clip": 0.0, "batch": 1},
 }
 

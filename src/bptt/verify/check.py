@@ -228,8 +228,8 @@ def _against_differences(
     if judged == 0:
         note = (
             f"no difference could be formed along any of {skipped} directions: the "
-            "objective has a kink there, as of a rectifier at exactly 0, or changes too "
-            "wildly; try other values of x, or fewer steps"
+            "objective has a kink there, as of a rectifier at exactly 0, or changes "
+            "too wildly; try other values of x, or fewer steps"
         )
         worst = replace(unusable, note=note)
     return replace(worst, skipped=skipped)

@@ -1,0 +1,183 @@
+"""A run that was stopped and went on is the run that never stopped, bit for bit."""
+
+import pytest
+import torch
+
+from bptt.errors import CheckpointError, InputError
+from bptt.training import Options, RunFolder, Stopped
+from training.problems import corpus, trainer
+
+STEPS = 12
+RUNS = {
+    "adamw, dropout": {"layers": 2, "dropout": 0.4},
+    "adamw, k2 across windows, dropout": {"cell": "gru", "k2": 24, "dropout": 0.4},
+    "sgd, state carried": {"cell": "rnn", "optimizer": "sgd", "lr": 0.3},
+    "sgd, k1 below the window": {"optimizer": "sgd", "k1": 2, "k2": 12, "lr": 0.3},
+    "words, tied, sentences": {"level": "word", "unit": "sentence"}
+    | {"one_a_line": True, "dropout": 0.4},
+    "epochs": {"window": 32, "epochs": 3, "steps": None},
+}
+
+
+def small(options):
+    known = {n: options[n] for n in ("level", "unit", "one_a_line") if n in options}
+    return corpus(Options(**known), n=20)
+
+
+def result(folder, run):
+    """All that a run leaves behind but its clocks."""
+    names = ("metrics.jsonl", "model.safetensors", "config.json", "manifest.json")
+    files = {name: (folder / name).read_bytes() for name in names}
+    tensors = {name: t.numpy().tobytes() for name, t in run.model.state_dict().items()}
+    return files | tensors
+
+
+def finished(folder, options, stops=(), **more):
+    """The result of a run that is stopped at these steps and goes on each time."""
+    more["data"] = small(options)
+    for stop in stops:
+        run, _ = trainer(folder, stop_at=(stop,), **options, **more)
+        run.resume()
+        with pytest.raises(Stopped):
+            run.run()
+        assert run.progress.step == stop
+    run, _ = trainer(folder, **options, **more)
+    assert run.resume() == bool(stops)
+    assert run.progress.step == (stops[-1] if stops else 0)
+    run.run()
+    return result(folder, run)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_stopped_and_resumed_is_uninterrupted(tmp_path, name):
+    options = {"steps": STEPS, **RUNS[name]}
+    expected = finished(tmp_path / "whole", options)
+    # after one step, between measurements, at one, and after the last
+    stops = [(1,), (4,), (5, 6), (STEPS,)]
+    for at in stops:
+        folder = tmp_path / "-".join(map(str, at))
+        assert finished(folder, options, at) == expected, f"stopped at {at}"
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_metrics_are_a_function_of_data_seed_and_step(tmp_path, name):
+    options = {"steps": STEPS, **RUNS[name]}
+    first = finished(tmp_path / "a", options)
+    torch.manual_seed(99)  # what else the process does must not matter
+    again = finished(tmp_path / "b", options)
+    other = finished(tmp_path / "c", options, seed=1)
+    assert first == again
+    for file in ("metrics.jsonl", "model.safetensors"):
+        assert first[file] != other[file]
+
+
+class CrashError(RuntimeError):
+    pass
+
+
+def crash_at(folder, options, *, step=None, evaluation=None):
+    """Run until the process would have died, with nothing saved for the occasion."""
+    run, watcher = trainer(folder, data=small(options), **options)
+
+    def crash(run):
+        if run.progress.step in (step, evaluation):
+            raise CrashError
+
+    if step is not None:
+        watcher.after_step = crash
+    else:
+        watcher.after_evaluation = crash
+    run.resume()
+    with pytest.raises(CrashError):
+        run.run()
+
+
+CRASHES = {
+    "in the first measurement": {"evaluation": 0},
+    "before the first snapshot": {"step": 1},
+    "between snapshots": {"step": 8},
+    "in a measurement": {"evaluation": 9},
+    "in the last measurement": {"evaluation": STEPS},
+}
+
+
+@pytest.mark.parametrize("when", CRASHES)
+@pytest.mark.parametrize("every", [None, 3, 4])
+def test_a_run_that_crashed_goes_on_from_its_snapshot(tmp_path, when, every):
+    options = {"steps": STEPS, "dropout": 0.3, "snapshot_every": every}
+    expected = finished(tmp_path / "whole", options)
+    folder = tmp_path / "crashed"
+    crash_at(folder, options, **CRASHES[when])
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"step": ')  # and the line it was writing
+    run, _ = trainer(folder, data=small(options), **options)
+    assert run.resume() == (when in list(CRASHES)[2:])
+    run.run()
+    assert result(folder, run) == expected
+
+
+def test_twice_crashed(tmp_path):
+    options = {"steps": STEPS, "snapshot_every": 2}
+    expected = finished(tmp_path / "whole", options)
+    folder = tmp_path / "crashed"
+    for step in (3, 4, 9, 12):
+        crash_at(folder, options, step=step)
+    run, _ = trainer(folder, data=small(options), **options)
+    assert run.resume()
+    run.run()
+    assert result(folder, run) == expected
+
+
+def test_the_clock_goes_on(tmp_path):
+    run, _ = trainer(tmp_path, steps=STEPS, stop_at=(4,))
+    run.clock.before_s = 1000.0
+    with pytest.raises(Stopped):
+        run.run()
+    run, _ = trainer(tmp_path, steps=STEPS)
+    run.resume()
+    assert 1000 < run.clock.elapsed_s < 1100
+
+
+def stopped(folder, **options):
+    run, _ = trainer(folder, steps=STEPS, stop_at=(5,), **options)
+    with pytest.raises(Stopped):
+        run.run()
+
+
+def test_other_texts_are_refused(tmp_path):
+    data = corpus(Options())
+    stopped(tmp_path, data=data)
+    letters = data.tokenizer.to_json().replace('"h"', '"H"')
+    others = {
+        "other lines": corpus(Options(), seed=5),
+        "fewer lines": corpus(Options(), n=59),
+        "another letter": type(data)(
+            type(data.tokenizer).from_json(letters), data.train, data.held_out
+        ),
+        "other held-out text": type(data)(data.tokenizer, data.train, data.train),
+    }
+    for other in others.values():
+        run, _ = trainer(tmp_path, steps=STEPS, data=other)
+        with pytest.raises(InputError, match="--resume needs the texts that the run"):
+            run.resume()
+    run, _ = trainer(tmp_path, steps=STEPS, data=data)
+    assert run.resume()
+
+
+@pytest.mark.parametrize("other", [{"hidden": 7}, {"layers": 2}, {"cell": "gru"}])
+def test_a_snapshot_of_another_model_is_refused(tmp_path, other):
+    stopped(tmp_path)
+    run, _ = trainer(tmp_path, steps=STEPS, **other)
+    with pytest.raises(CheckpointError, match="the snapshot does not fit this model"):
+        run.resume()
+    assert run.progress.step == 0
+
+
+def test_a_snapshot_without_a_weight_is_refused(tmp_path):
+    stopped(tmp_path)
+    progress, tensors = RunFolder(tmp_path).load_snapshot()
+    del tensors["model.decoder.bias"]
+    RunFolder(tmp_path).save_snapshot(progress, tensors)
+    run, _ = trainer(tmp_path, steps=STEPS)
+    with pytest.raises(CheckpointError, match="does not fit"):
+        run.resume()
