@@ -128,15 +128,26 @@ def test_dropout_of_the_embedding_between_layers_and_of_the_outputs():
     assert make("gru", layers=1, dropout=0.25).recurrent.dropout == 0  # no warning
 
 
-def test_an_lstm_begins_with_open_forget_gates():
-    hidden = 16
-    config = ModelConfig(vocab=5, cell="lstm", hidden=hidden, layers=2)
+@pytest.mark.parametrize("cell", CELLS)
+def test_one_hot_input_begins_as_wide_as_a_pre_activation(cell):
+    config = ModelConfig(vocab=50, cell=cell, hidden=40, layers=2)
     recurrent = LanguageModel(config).recurrent
-    for layer in range(2):
-        bias = getattr(recurrent, f"bias_ih_l{layer}").detach()
-        gates = bias.view(4, hidden).mean(1)
-        assert gates.tolist() == pytest.approx([0, 1, 0, 0], abs=0.25)
-        assert (bias.view(4, hidden)[1] - 1).abs().max() <= hidden**-0.5
+    assert recurrent.weight_ih_l0.std().item() == pytest.approx(1, abs=0.1)
+    for name, weight in recurrent.named_parameters():
+        if name != "weight_ih_l0":
+            assert weight.abs().max() <= 40**-0.5
+
+
+def test_the_tutorials_network_begins_as_the_tutorials():
+    config = ModelConfig(vocab=400, cell="rnn", hidden=30, bias=False)
+    model = LanguageModel(config)
+    U, W, V = (
+        model.recurrent.weight_ih_l0,
+        model.recurrent.weight_hh_l0,
+        model.decoder.weight,
+    )
+    for weight, fan_in in ((U, 400), (W, 30), (V, 30)):
+        assert weight.abs().max().item() == pytest.approx(fan_in**-0.5, rel=0.02)
 
 
 def test_tied_weights_are_one_tensor():

@@ -197,7 +197,7 @@ def test_a_damaged_run(bptt, train, book, tmp_path, name):
     for command in (("evaluate", tmp_path / "run", book), ("generate", path.parent)):
         ended = bptt(*command)
         assert ended.code == 3
-        assert str(path) in ended.message
+        assert str(path if name != "manifest.json" else path.parent) in ended.message
     if name != "manifest.json":
         path.unlink()
         ended = bptt("generate", tmp_path / "run")

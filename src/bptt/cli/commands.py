@@ -166,13 +166,30 @@ def check_gradients(command: Check) -> int:
             }
         )
     else:
-        for certificate in certificates:
-            sys.stdout.write(f"{certificate}\n")
+        sys.stdout.write(_table(certificates))
     if failed:
         to.print(f"{len(failed)} of {len(certificates)} gradients are wrong.")
         return 4
     to.print(f"All {len(certificates)} gradients are right.")
     return 0
+
+
+def _table(certificates: list[verify.Certificate]) -> str:
+    """The largest errors of each case, a line each."""
+    layout = "{:<10}{:<15}{:<24}{:>12}{:>12}  {}\n"
+    lines = [layout.format("cell", "case", "truncation", "difference", "float32", "")]
+    for c in certificates:
+        lines.append(
+            layout.format(
+                c.cell,
+                c.case,
+                c.truncation,
+                f"{c.finite_difference_error:.1e}",
+                f"{c.float32_error:.1e}",
+                "right" if c.passed else f"WRONG: {c.message}",
+            )
+        )
+    return "".join(lines)
 
 
 def _options(command: Train) -> Options:
@@ -303,11 +320,16 @@ def _printable(text: str) -> str:
 
 
 def _write_json(record: dict[str, Any]) -> None:
-    finite = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in record.items()
-    }
-    sys.stdout.write(json.dumps(finite) + "\n")
+    sys.stdout.write(json.dumps(_finite(record)) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null stands for them."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list) else value
 
 
 @contextmanager

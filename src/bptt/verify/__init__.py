@@ -5,6 +5,7 @@ The idea of HIPS autograd's `check_grads`, extended to truncations: compare
 float32 gradient, which people train with, against the float64 one.
 """
 
+from bptt.verify.certificates import CASES as CASES
 from bptt.verify.certificates import Certificate as Certificate
 from bptt.verify.certificates import certify as certify
 from bptt.verify.check import check_gradients as check_gradients

@@ -46,6 +46,7 @@ _CASES = (
     _Case("bidirectional", bidirectional=True),
     _Case("ids", ids=True),
 )
+CASES = len(_CELLS) * len(_TRUNCATIONS) * len(_CASES)  # that `certify` checks
 
 
 @dataclass(frozen=True)
