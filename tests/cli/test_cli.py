@@ -46,7 +46,7 @@ def test_train_evaluate_generate(bptt, train, book, tmp_path, cell, level, unit)
     ended = train("--cell", cell, "--level", level, "--unit", unit)
     path = tmp_path / "run"
     assert (ended.code, ended.out) == (0, f"{path}\n")
-    assert "Loss " in ended.err
+    assert "loss " in ended.err
     assert "A sample:" in ended.err
     names = {"config.json", "model.safetensors", "tokenizer.json", "manifest.json"}
     found = {p.name for p in path.iterdir()}
@@ -219,7 +219,7 @@ def test_evaluate_is_that_of_python(bptt, train, book, tmp_path, unit):
     ended = bptt("evaluate", path, book, other)
     assert ended.code == 0
     assert ended.out == (
-        f"Loss {measured.loss:.4f} nats per token, perplexity "
+        f"loss {measured.loss:.4f} nats per token, perplexity "
         f"{measured.perplexity:.3f}, {measured.bits_per_token:.4f} bits per token, "
         f"over {encoded.tokens:,} tokens.\n"
     )
@@ -259,7 +259,6 @@ def few_cases(monkeypatch):
 def test_check_passes(bptt, few_cases):
     ended = bptt("check")
     assert ended.code == 0
-    assert len(ended.out.splitlines()) == 4
     for cell in ("rnn tanh", "rnn relu", "gru", "lstm"):
         assert ended.out.count(cell) == 1
     assert ended.err.splitlines() == ["All 4 gradients are right."]

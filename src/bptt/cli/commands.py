@@ -93,7 +93,7 @@ def train(command: Train) -> int:
                 f"with --out {escape(str(path))} --resume"
             )
             return 128 + received[0]
-    to.print(f"\n{_sentence(measured)} The last tenth, or --valid, held out.")
+    to.print(f"\nOn the held-out text: {_sentence(measured)}")
     sample = model.generate(length=_SAMPLE_TOKENS, temperature=0.8, seed=config.seed)
     to.print(f"\nA sample:\n{escape(_printable(sample.strip()))}\n")
     to.print("The run, for bptt evaluate and bptt generate, is in")
@@ -288,12 +288,10 @@ def _describe(
 ) -> None:
     parameters = sum(p.numel() for p in model.parameters())
     shape = model.config
-    length = (
-        f"{config.minutes:g} minutes"
-        if config.minutes
-        else f"{config.epochs} epochs"
-        if config.epochs
-        else f"{config.steps} steps"
+    length = next(
+        f"{value:g} {unit if value != 1 else unit[:-1]}"
+        for unit in ("epochs", "steps", "minutes")
+        if (value := getattr(config, unit)) is not None
     )
     to.print(
         f"{shape.cell.upper()}, {shape.layers} x {shape.hidden} units, "
@@ -305,7 +303,7 @@ def _describe(
 
 def _sentence(measured: Measurement) -> str:
     return (
-        f"Loss {measured.loss:.4f} nats per token, perplexity "
+        f"loss {measured.loss:.4f} nats per token, perplexity "
         f"{measured.perplexity:.3f}, {measured.bits_per_token:.4f} bits per token, "
         f"over {measured.tokens:,} tokens."
     )

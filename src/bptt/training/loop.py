@@ -25,6 +25,7 @@ from bptt.training.optimizer import (
 from bptt.training.run_folder import METRICS, TIMINGS, Progress, RunFolder
 
 EVALUATIONS = 10  # on the way, evenly over the run
+LARGEST_RESERVE = 0.1  # of a run of so many minutes, for the measurement at its end
 _TIMING_EVERY_S = 1.0
 
 
@@ -120,7 +121,7 @@ class Trainer:
             self.folder.flush()
         self.model.train()
         last_timing_s, tokens = self.clock.elapsed_s, 0
-        while self.share_done < 1:
+        while self.progress.step == 0 or self.share_done < 1:
             batch = self.batches.batch_at(self.progress.step)
             loss = self._update(batch)
             self._losses.append(loss)
@@ -178,7 +179,8 @@ class Trainer:
     def _share_at(self, step: int) -> float:
         config = self.config
         if config.minutes is not None:
-            budget_s = max(1e-9, config.minutes * 60 - self._reserve_s)
+            budget_s = config.minutes * 60
+            budget_s -= min(self._reserve_s, LARGEST_RESERVE * budget_s)
             return min(1.0, self.clock.elapsed_s / budget_s)
         total = config.steps
         if config.epochs is not None:
@@ -253,7 +255,8 @@ class Trainer:
         if not math.isfinite(evaluation.loss):
             raise self._diverged(f"validation loss {evaluation.loss}")
         took_s = self.clock.elapsed_s - started_s
-        # A run of so many minutes keeps time for the measurement at its end.
+        # A run of so many minutes keeps time for the measurement at its end; not much,
+        # since on a busy machine a single measurement can take very long.
         self._reserve_s = took_s * self.corpus.held_out.tokens / evaluation.tokens
         self._evaluated = int(self.share_done * EVALUATIONS)
         progress = self.progress
