@@ -8,6 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bptt import autograd
+from bptt.cells import LSTMCell
+from bptt.through_time import Layer
 from bptt.truncation import Truncation
 from literal import (
     KINDS,
@@ -230,6 +232,31 @@ def test_changing_the_outputs_in_place_is_allowed_as_in_torch_nn(kind):
         h_n += 1
         found.append(gradients((y**2).sum() + (h_n**3).sum(), leaves))
     assert_same(*found)
+
+
+@TRUNCATIONS
+def test_the_operations_outputs_share_nothing_with_its_tape(truncation):
+    p = problem("lstm", time=5)
+    leaves = {name: w.clone().requires_grad_() for name, w in p.weights.items()}
+    layer = Layer(LSTMCell(), *leaves.values())
+    initial = [tuple(part[0] for part in p.state)]
+
+    def run(*, in_place):
+        y, [(h, c)] = autograd.run([layer], p.x, initial, [], truncation)
+        for out in (y, h, c):
+            if in_place:
+                out.detach().zero_()
+        return y, h, c
+
+    errors = [p.dy, p.dfinal[0][0], p.dfinal[1][0]]
+    kept, spoiled = (
+        torch.autograd.grad(run(in_place=in_place), list(leaves.values()), errors)
+        for in_place in (False, True)
+    )
+    names = list(leaves)
+    assert_same(
+        dict(zip(names, spoiled, strict=True)), dict(zip(names, kept, strict=True)), 0.0
+    )
 
 
 def test_theirs_is_torch_nn_itself():

@@ -27,8 +27,13 @@ def blocks(language):
 
 
 @pytest.fixture(autouse=True)
-def seeded():
+def seeded_and_quick():
+    """One thread, since tiny products take less time than threads take to meet."""
     torch.manual_seed(0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def test_the_readmes_examples():

@@ -68,6 +68,7 @@ def test_a_signal_to_the_program_saves_its_state(train, stop_at, book, tmp_path)
         stdout, stderr = program.communicate(timeout=60)
         assert program.returncode == code, stderr
         assert stdout == ""
+        assert ", 1000000 steps." in stderr
         last = stderr.splitlines()[-1]
         assert last.endswith(f"the state is saved: go on with --out {out} --resume")
         done = steps(out)

@@ -1,5 +1,7 @@
 import json
 import math
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import bptt
 import bptt.training.loop
 from bptt.errors import InputError
 from bptt.language_model import LanguageModel
-from bptt.training import Measurement, Options, Stopped, evaluate
+from bptt.training import Measurement, Options, Stopped, evaluate, load_corpus
 from bptt.training.loop import EVALUATIONS
 from bptt.training.optimizer import learning_rate
 from training.problems import corpus, trainer, weights
@@ -309,3 +311,16 @@ def test_a_snapshot_is_made_as_often_as_asked(tmp_path):
     assert seen == [None] * 3 + ["step-000000003"] * 3 + ["step-000000006"] * 2
     names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
     assert names == ["step-000000006", "step-000000008"]
+
+
+@pytest.mark.skipif(
+    "BPTT_TEST_TEXT" not in os.environ, reason="BPTT_TEST_TEXT names no text"
+)
+def test_a_real_text_is_learnt(tmp_path):
+    text = Path(os.environ["BPTT_TEST_TEXT"])
+    data = load_corpus(Options(), [text], [])
+    options = {"hidden": 64, "window": 32, "batch": 32, "lr": 0.02}
+    run, watcher = trainer(tmp_path, data=data, steps=60, **options)
+    run.run()
+    assert watcher.evaluations[-1][2].loss < 3.0
+    assert watcher.evaluations[-1][2].loss < watcher.evaluations[0][2].loss - 1

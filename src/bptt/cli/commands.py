@@ -289,7 +289,7 @@ def _describe(
     parameters = sum(p.numel() for p in model.parameters())
     shape = model.config
     length = next(
-        f"{value:g} {unit if value != 1 else unit[:-1]}"
+        f"{value:.10g} {unit if value != 1 else unit[:-1]}"
         for unit in ("epochs", "steps", "minutes")
         if (value := getattr(config, unit)) is not None
     )
