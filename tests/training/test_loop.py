@@ -180,6 +180,25 @@ def test_adamw_takes_the_mean_over_tokens(tmp_path):
         torch.testing.assert_close(gradients[name], parameter.grad, msg=name)
 
 
+def test_dropout_is_another_one_at_every_step_and_for_every_seed(tmp_path):
+    def masks(name, seed):
+        run, _ = trainer(tmp_path / name, steps=4, dropout=0.5, seed=seed)
+        seen = []
+
+        def look(module, given):
+            if module.training:
+                seen.append((given[0] == 0).numpy().tobytes())
+
+        run.model.decoder.register_forward_pre_hook(look)
+        run.run()
+        return seen
+
+    first = masks("a", 0)
+    assert len(set(first)) == len(first) == 4
+    assert first == masks("b", 0)
+    assert not set(first) & set(masks("c", 1))
+
+
 # what goes wrong
 
 
