@@ -10,17 +10,13 @@ OPTIONS go to `bptt train`.
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-import torch
-
-import bptt
+from timing import machine, median, peak_gflops, versions
 
 
 def main() -> None:
@@ -66,12 +62,8 @@ def main() -> None:
         "peak_gflops_before_and_after": [peak_before, peak_gflops()],
         "curve": curve,
         "config": config,
-        "versions": {
-            "bptt": bptt.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-        "machine": {"cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "versions": versions(),
+        "machine": machine(),
     }
     text = json.dumps(result, indent=2)
     if arguments.json:
@@ -97,22 +89,6 @@ def elapsed_at(timings: list[dict[str, float]], step: int) -> float:
 def read_lines(path: Path) -> list[dict[str, float]]:
     """The records of a JSON lines file."""
     return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def median(values: list[float]) -> float:
-    """The middle value."""
-    return sorted(values)[len(values) // 2]
-
-
-def peak_gflops(size: int = 2048, repeats: int = 5) -> float:
-    """The matrix-product peak of torch, float32, best of some."""
-    a = torch.randn(size, size)
-    best_s = float("inf")
-    for _ in range(repeats):
-        started_s = time.perf_counter()
-        a @ a
-        best_s = min(best_s, time.perf_counter() - started_s)
-    return round(2 * size**3 / best_s / 1e9, 1)
 
 
 if __name__ == "__main__":

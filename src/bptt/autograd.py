@@ -1,7 +1,8 @@
 """The loop through time as one operation of PyTorch's autograd.
 
 The forward pass keeps the tape and builds no graph of steps; the backward pass runs the
-loop of `through_time` with the truncation. Where a derivative of the gradient is asked
+loop of `through_time` with the truncation: by the native core where it applies, else by
+the definition. Where a derivative of the gradient is asked
 for (`create_graph=True`), the backward pass runs the same loop differentiably, so
 double backward holds under every truncation. Inside `torch.func` transforms and
 forward-mode differentiation the forward pass is left to them to differentiate.
@@ -16,9 +17,11 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from bptt import through_time
 from bptt.cells import Cell, Tape
 from bptt.cells.base import State
-from bptt.through_time import Layer, LayerGradients, backward, forward
+from bptt.kernels import native
+from bptt.through_time import Layer, LayerGradients
 from bptt.truncation import Truncation
 
 _WEIGHTS = ("U", "W", "b_ih", "b_hh")
@@ -78,16 +81,20 @@ def run(
                 "forward-mode differentiation, which differentiate the whole "
                 "sequence; set the module's truncation to None there"
             )
-        return _outputs(forward(layers, x, initial, masks))
+        return _outputs(through_time.forward(layers, x, initial, masks))
+    is_native = native.applies(layers, x, (*masks, *tensors[1:]))
     if torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in tensors
     ):
-        plan = _Plan(tuple(layer.cell for layer in layers), truncation, len(masks))
+        cells = tuple(layer.cell for layer in layers)
+        plan = _Plan(cells, truncation, len(masks), is_native)
         y, *final = _ThroughTime.apply(  # type: ignore[no-untyped-call]
             plan, x, *masks, *tensors[1:]
         )
         return y, _unflatten_states(plan.cells, final)
-    return _outputs(forward(layers, x, initial, masks))
+    if is_native:
+        return _outputs(native.forward(layers, x, initial, masks, keep=False))
+    return _outputs(through_time.forward(layers, x, initial, masks))
 
 
 def inside_transform() -> bool:
@@ -105,6 +112,7 @@ class _Plan:
     cells: tuple[Cell, ...]
     truncation: Truncation
     masks: int
+    is_native: bool
 
     def layers_and_states(
         self, tensors: Sequence[Tensor | None]
@@ -128,7 +136,8 @@ class _ThroughTime(torch.autograd.Function):
         """Keep the inputs and the tape; the tensors are masks, weights, states."""
         masks = [m for m in tensors[: plan.masks] if m is not None]
         layers, initial = plan.layers_and_states(tensors[plan.masks :])
-        tapes = forward(layers, x, initial, masks)
+        engine = native if plan.is_native else through_time
+        tapes = engine.forward(layers, x, initial, masks)
         ctx.plan = plan
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(
@@ -155,22 +164,38 @@ class _ThroughTime(torch.autograd.Function):
         given = next((d for d in (dy, *dfinal) if d is not None), state)
         if dy is None:
             dy = given.new_zeros(x.shape[0], *state.shape)
-        ends = [given.new_zeros(state.shape) if d is None else d for d in dfinal]
-        if torch.is_grad_enabled():
-            tapes = forward(layers, x, initial, masks)
+        needs_dx = ctx.needs_input_grad[1] and x.is_floating_point()
+        again = torch.is_grad_enabled() or (
+            plan.is_native
+            and (inside_transform() or not native.applies(layers, x, (dy, *dfinal)))
+        )
+        if again:
+            tapes = through_time.forward(layers, x, initial, masks)
         else:
             tapes = _tapes(kept, ctx.tape_sizes)
-        needs_dx = ctx.needs_input_grad[1] and x.is_floating_point()
-        dx, gradients = backward(
-            layers,
-            x,
-            masks,
-            tapes,
-            dy,
-            _unflatten_states(plan.cells, ends),
-            plan.truncation,
-            needs_dx=needs_dx,
-        )
+        if plan.is_native and not again:
+            dx, gradients = native.backward(
+                layers,
+                x,
+                masks,
+                tapes,
+                dy,
+                _unflatten_states(plan.cells, dfinal),
+                plan.truncation,
+                needs_dx=needs_dx,
+            )
+        else:
+            ends = [given.new_zeros(state.shape) if d is None else d for d in dfinal]
+            dx, gradients = through_time.backward(
+                layers,
+                x,
+                masks,
+                tapes,
+                dy,
+                _unflatten_states(plan.cells, ends),
+                plan.truncation,
+                needs_dx=needs_dx,
+            )
         return None, dx, *(None for _ in masks), *_flatten_gradients(gradients)
 
 

@@ -1,0 +1,248 @@
+// The Python module `bptt.kernels._native`. It is given addresses with the number of
+// elements behind them, from `bptt.kernels.native`, which has checked dtype, device and
+// layout; here every size is held to every shape before anything is read or written.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "layer.h"
+#include "threads.h"
+
+namespace nb = nanobind;
+
+namespace {
+
+using bptt::Cell;
+
+// Address and number of elements.
+using Array = std::pair<uintptr_t, int64_t>;
+using MaybeArray = std::optional<Array>;
+
+constexpr int64_t kMostElements = int64_t{1} << 46;  // products of sizes stay in range
+
+// The number of elements of an array with these axes.
+int64_t elements(std::initializer_list<int64_t> axes) {
+  int64_t count = 1;
+  for (int64_t axis : axes) {
+    if (axis < 0) throw nb::value_error("a size is negative");
+    if (axis > 0 && count > kMostElements / axis)
+      throw nb::value_error("sizes too large");
+    count *= axis;
+  }
+  return count;
+}
+
+template <typename T = float>
+T* at(const Array& array, const char* name, std::initializer_list<int64_t> axes) {
+  if (array.second != elements(axes))
+    throw nb::value_error((std::string(name) + " has " + std::to_string(array.second) +
+                           " elements; its shape needs " +
+                           std::to_string(elements(axes)))
+                              .c_str());
+  if (array.first == 0 && array.second != 0)
+    throw nb::value_error((std::string(name) + " is null").c_str());
+  return reinterpret_cast<T*>(array.first);
+}
+
+template <typename T = float>
+T* at(const MaybeArray& array, const char* name, std::initializer_list<int64_t> axes) {
+  return array ? at<T>(*array, name, axes) : nullptr;
+}
+
+const bptt::Kernels& variant(const std::string& name) {
+  for (auto kernels = bptt::built_kernels; *kernels; ++kernels)
+    if (name == (*kernels)->name && bptt::runs_here(**kernels)) return **kernels;
+  throw nb::value_error(("no kernels named " + name + " run here").c_str());
+}
+
+Cell cell_of(int cell) {
+  if (cell < 0 || cell > 3) throw nb::value_error("cell must be 0, 1, 2 or 3");
+  return static_cast<Cell>(cell);
+}
+
+void require(bool holds, const char* message) {
+  if (!holds) throw nb::value_error(message);
+}
+
+void require_threads(int threads) {
+  require(threads >= 1 && threads <= 4096, "threads must be from 1 to 4096");
+}
+
+void require_ids(const int64_t* ids, int64_t count, int64_t words) {
+  for (int64_t i = 0; i < count; ++i)
+    if (ids[i] < 0 || ids[i] >= words)
+      throw nb::index_error("an id is not in [0, inputs)");
+}
+
+void require_memory(bool done) {
+  if (!done) throw std::bad_alloc();
+}
+
+struct Sizes {
+  int64_t time, batch, inputs, hidden;
+};
+
+Sizes sizes_of(int64_t time, int64_t batch, int64_t inputs, int64_t hidden) {
+  require(time > 0 && batch > 0 && inputs > 0 && hidden > 0, "sizes must be positive");
+  elements({time + 1, batch, 4, hidden});
+  elements({time, batch, inputs});
+  elements({4, hidden, std::max(hidden, inputs)});
+  return {time, batch, inputs, hidden};
+}
+
+void forward(const std::string& name, int threads, int kind,
+             std::tuple<int64_t, int64_t, int64_t, int64_t> sizes, MaybeArray x,
+             MaybeArray ids, Array U, Array W, MaybeArray b_ih, MaybeArray b_hh, Array h,
+             MaybeArray c, MaybeArray gates, MaybeArray extra, bool keep) {
+  const bptt::Kernels& kernels = variant(name);
+  const auto [T, B, I, H] = std::apply(sizes_of, sizes);
+  require_threads(threads);
+  bptt::LayerForward l{};
+  l.cell = cell_of(kind);
+  const int64_t width = bptt::gates(l.cell) * H;
+  const bool lstm = l.cell == Cell::kLstm, simple = width == H;
+  l.time = T;
+  l.batch = B;
+  l.inputs = I;
+  l.hidden = H;
+  l.keep = keep;
+  require(x.has_value() != ids.has_value(), "give x or ids");
+  l.x = at(x, "x", {T, B, I});
+  l.ids = at<int64_t>(ids, "ids", {T, B});
+  l.U = at(U, "U", {width, I});
+  l.W = at(W, "W", {width, H});
+  require(b_ih.has_value() == b_hh.has_value(), "give both biases or none");
+  l.b_ih = at(b_ih, "b_ih", {width});
+  l.b_hh = at(b_hh, "b_hh", {width});
+  l.h = at(h, "h", {T + 1, B, H});
+  require(c.has_value() == lstm, "c is for LSTM");
+  l.c = keep ? at(c, "c", {T + 1, B, H}) : at(c, "c", {B, H});
+  require(gates.has_value() == (keep && !simple), "gates are kept by GRU and LSTM");
+  require(extra.has_value() == gates.has_value(), "gates and extra go together");
+  l.gates = at(gates, "gates", {T, B, width});
+  l.extra = at(extra, "extra", {T, B, H});
+  nb::gil_scoped_release released;
+  if (l.ids) require_ids(l.ids, T * B, I);
+  bptt::Team team(threads);
+  require_memory(bptt::layer_forward(kernels, team, l));
+}
+
+using LayerTuple = std::tuple<Array, MaybeArray, Array, MaybeArray, MaybeArray, MaybeArray,
+                              MaybeArray, MaybeArray, MaybeArray, Array, MaybeArray,
+                              MaybeArray>;
+
+void backward(const std::string& name, int threads, int kind,
+              std::tuple<int64_t, int64_t, int64_t> sizes,
+              std::pair<int64_t, int64_t> truncation, Array dy,
+              const std::vector<LayerTuple>& layers) {
+  const bptt::Kernels& kernels = variant(name);
+  const auto [T, B, H] = sizes;
+  sizes_of(T, B, H, H);
+  require_threads(threads);
+  bptt::Backward b{};
+  b.cell = cell_of(kind);
+  const int64_t width = bptt::gates(b.cell) * H;
+  const bool lstm = b.cell == Cell::kLstm, simple = width == H;
+  b.time = T;
+  b.batch = B;
+  b.hidden = H;
+  b.k1 = truncation.first;
+  b.k2 = truncation.second;
+  require(b.k1 > 0 && b.k2 > 0, "k1 and k2 must be positive");
+  elements({b.k1, 4});
+  elements({b.k2, 4});
+  elements({T + b.k1, B, 4, H});  // no more rows than that run
+  b.dy = at(dy, "dy", {T, B, H});
+  require(!layers.empty() && layers.size() < 1u << 20, "give the layers");
+  std::vector<bptt::BackwardLayer> each;
+  for (const LayerTuple& tuple : layers) {
+    const auto& [W, U, h, c, gates, extra, mask, dh_end, dc_end, delta, dh_start,
+                 dc_start] = tuple;
+    bptt::BackwardLayer l{};
+    l.W = at(W, "W", {width, H});
+    l.U = each.empty() ? nullptr : at(U, "U", {width, H});
+    require(each.empty() || l.U, "U is needed towards the layer below");
+    l.h = at(h, "h", {T + 1, B, H});
+    require(c.has_value() == lstm, "c is for LSTM");
+    l.c = at(c, "c", {T + 1, B, H});
+    require(gates.has_value() == !simple, "gates are for GRU and LSTM");
+    require(extra.has_value() == !simple, "extra is for GRU and LSTM");
+    l.gates = at(gates, "gates", {T, B, width});
+    l.extra = at(extra, "extra", {T, B, H});
+    l.mask = at(mask, "mask", {T, B, H});
+    l.dh_end = at(dh_end, "dh_end", {B, H});
+    l.dc_end = at(dc_end, "dc_end", {B, H});
+    l.delta = at(delta, "delta", {T, B, bptt::delta_blocks(b.cell) * H});
+    l.dh_start = at(dh_start, "dh_start", {B, H});
+    l.dc_start = at(dc_start, "dc_start", {B, H});
+    each.push_back(l);
+  }
+  b.layers = static_cast<int>(each.size());
+  b.layer = each.data();
+  nb::gil_scoped_release released;
+  bptt::Team team(threads);
+  require_memory(kernels.backward(team, b));
+}
+
+void gradients(const std::string& name, int threads, int kind,
+               std::tuple<int64_t, int64_t, int64_t, int64_t> sizes, Array delta,
+               MaybeArray x, MaybeArray ids, Array U, Array h, MaybeArray dU,
+               MaybeArray dW, MaybeArray db_ih, MaybeArray db_hh, MaybeArray dx) {
+  const bptt::Kernels& kernels = variant(name);
+  const auto [T, B, I, H] = std::apply(sizes_of, sizes);
+  require_threads(threads);
+  bptt::LayerGradients l{};
+  l.cell = cell_of(kind);
+  const int64_t width = bptt::gates(l.cell) * H;
+  l.time = T;
+  l.batch = B;
+  l.inputs = I;
+  l.hidden = H;
+  l.delta = at(delta, "delta", {T, B, bptt::delta_blocks(l.cell) * H});
+  require(x.has_value() != ids.has_value(), "give x or ids");
+  l.x = at(x, "x", {T, B, I});
+  l.ids = at<int64_t>(ids, "ids", {T, B});
+  l.U = at(U, "U", {width, I});
+  l.h = at(h, "h", {T + 1, B, H});
+  l.dU = at(dU, "dU", {width, I});
+  l.dW = at(dW, "dW", {width, H});
+  l.db_ih = at(db_ih, "db_ih", {width});
+  l.db_hh = at(db_hh, "db_hh", {width});
+  l.dx = at(dx, "dx", {T, B, I});
+  nb::gil_scoped_release released;
+  if (l.ids) require_ids(l.ids, T * B, I);
+  bptt::Team team(threads);
+  require_memory(bptt::layer_gradients(kernels, team, l));
+}
+
+std::vector<std::string> variants() {
+  std::vector<std::string> names;
+  for (auto kernels = bptt::built_kernels; *kernels; ++kernels)
+    if (bptt::runs_here(**kernels)) names.emplace_back((*kernels)->name);
+  return names;
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  m.def("variants", &variants);
+  m.def("forward", &forward, nb::arg("name"), nb::arg("threads"), nb::arg("cell"),
+        nb::arg("sizes"), nb::arg("x").none(), nb::arg("ids").none(), nb::arg("U"),
+        nb::arg("W"), nb::arg("b_ih").none(), nb::arg("b_hh").none(), nb::arg("h"),
+        nb::arg("c").none(), nb::arg("gates").none(), nb::arg("extra").none(),
+        nb::arg("keep"));
+  m.def("backward", &backward, nb::arg("name"), nb::arg("threads"), nb::arg("cell"),
+        nb::arg("sizes"), nb::arg("truncation"), nb::arg("dy"), nb::arg("layers"));
+  m.def("gradients", &gradients, nb::arg("name"), nb::arg("threads"), nb::arg("cell"),
+        nb::arg("sizes"), nb::arg("delta"), nb::arg("x").none(), nb::arg("ids").none(),
+        nb::arg("U"), nb::arg("h"), nb::arg("dU").none(), nb::arg("dW").none(),
+        nb::arg("db_ih").none(), nb::arg("db_hh").none(), nb::arg("dx").none());
+}

@@ -1,0 +1,105 @@
+// The core's functions: pointers and shapes only. All arrays are float32, row-major and
+// contiguous unless strides are given; every pointer's shape stands beside it, in the
+// order slowest axis first. Functions return false if memory for their scratch is
+// lacking, and have then written nothing that the caller may use.
+#pragma once
+
+#include <cstdint>
+
+namespace bptt {
+
+class Team;
+
+// Gates, in the order of the rows of U and W: RNN one; GRU r z n; LSTM i f g o.
+enum class Cell : int { kTanh = 0, kRelu = 1, kGru = 2, kLstm = 3 };
+
+constexpr int gates(Cell cell) {
+  return cell == Cell::kLstm ? 4 : cell == Cell::kGru ? 3 : 1;
+}
+
+// Blocks of `hidden` columns in a row of `delta`: RNN the error of z; LSTM those of
+// i f g o; GRU hn r z n, where hn is the error of W_n h + b_hn, so that columns
+// [0, 3 hidden) are the error of W h and columns [hidden, 4 hidden) that of U x.
+constexpr int delta_blocks(Cell cell) { return cell == Cell::kGru ? 4 : gates(cell); }
+
+// A matrix in place: element (i, j) at data[i * row + j * column]; one stride is 1.
+struct Matrix {
+  const float* data;
+  int64_t row;
+  int64_t column;
+};
+
+// c (m, n), rows of stride ldc, = [c +] a (m, k) b (k, n) [+ bias (n), in each row].
+struct Product {
+  int64_t m, n, k;
+  Matrix a, b;
+  float* c;
+  int64_t ldc;
+  const float* bias;  // or null
+  bool add;           // to what c holds
+};
+
+struct Forward {
+  Cell cell;
+  int64_t time, batch, hidden;
+  const float* gx;       // U x + b: (time, batch, gates * hidden); or a row for each id
+  const int64_t* ids;    // (time, batch), rows of gx; or null
+  const float* W;        // (gates * hidden, hidden)
+  const float* b_hidden; // GRU: (hidden), what joins W_n h; or null
+  float* h;              // (time + 1, batch, hidden); entry 0 is given
+  float* c;              // LSTM: as h if `keep`, else (batch, hidden), changed in place
+  // If `keep`: what the way back needs; else null.
+  float* gates;          // LSTM i f g o, GRU r z n: (time, batch, gates * hidden); may
+                         // be gx itself
+  float* extra;          // LSTM tanh c, GRU W_n h + b_hn: (time, batch, hidden)
+  bool keep;
+};
+
+// One layer of a stack on the way back.
+struct BackwardLayer {
+  const float* W;      // (gates * hidden, hidden)
+  const float* U;      // (gates * hidden, hidden), towards the layer below; else null
+  const float* h;      // (time + 1, batch, hidden)
+  const float* c;      // LSTM: as h
+  const float* gates;  // as Forward wrote them
+  const float* extra;  // as Forward wrote it
+  const float* mask;   // (time, batch, hidden) on the way from the layer above; or null
+  const float* dh_end; // (batch, hidden), error of the final state; or null
+  const float* dc_end;
+  float* delta;        // (time, batch, delta_blocks * hidden), summed over passes; zeros
+                       // where no pass comes by, or where several do
+  float* dh_start;     // (batch, hidden), zeros; added to; or null
+  float* dc_start;
+};
+
+// All passes of a truncation back through a stack of layers of one width.
+struct Backward {
+  Cell cell;
+  int64_t time, batch, hidden;
+  int64_t k1, k2;            // full BPTT is (time, time)
+  const float* dy;           // (time, batch, hidden), error of the top layer's outputs
+  int layers;
+  const BackwardLayer* layer;  // bottom first
+};
+
+struct Kernels {
+  const char* name;
+  bool (*product)(Team&, const Product&);
+  bool (*forward)(Team&, const Forward&);
+  bool (*backward)(Team&, const Backward&);
+  // sums (n) = the column sums of a (m, n), rows of stride lda.
+  bool (*column_sums)(Team&, int64_t m, int64_t n, const float* a, int64_t lda,
+                      float* sums);
+  // table (words, n): row ids[i] += row i of a (m, n), rows of stride lda.
+  void (*add_rows)(Team&, int64_t m, int64_t n, const float* a, int64_t lda,
+                   const int64_t* ids, float* table);
+  // to (n, m) = the transpose of from (m, n).
+  void (*transpose)(Team&, int64_t m, int64_t n, const float* from, float* to);
+};
+
+// The variants that were built, best first, ending with a null pointer.
+extern const Kernels* const built_kernels[];
+// Whether this processor can run it.
+bool runs_here(const Kernels& kernels);
+
+}  // namespace bptt

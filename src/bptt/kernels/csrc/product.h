@@ -1,0 +1,166 @@
+// The large products around the loops: projections of the input, gradients of the
+// weights and of the input. (The order of the loops is that of Goto & van de Geijn,
+// "Anatomy of high-performance matrix multiplication", 2008.)
+#pragma once
+
+#include "pack.h"
+#include "threads.h"
+
+namespace bptt {
+namespace {
+
+constexpr int64_t kBlockRows = 12 * kRows;     // of the left factor, packed at a time
+constexpr int64_t kBlockColumns = 32 * kPanel; // of the right factor
+
+template <typename Work>
+void parallel(Team& team, Work& work) {
+  team.run([](void* context, int part) { (*static_cast<Work*>(context))(part); },
+           &work);
+}
+
+struct Range {
+  int64_t begin, end;
+};
+
+// Part `part` of `parts` equal parts of [0, size), cut at multiples of `grain`.
+inline Range share(int64_t size, int64_t grain, int part, int parts) {
+  int64_t grains = ceil_div(size, grain);
+  return {min(size, grains * part / parts * grain),
+          min(size, grains * (part + 1) / parts * grain)};
+}
+
+// How `parts` threads divide an (m, n) result among them: the division whose threads
+// pack least, since each packs what it reads.
+struct Grid {
+  int rows, columns;
+};
+inline Grid grid(int64_t m, int64_t n, int parts) {
+  Grid best{1, 1};
+  double least = 0;
+  for (int rows = 1; rows <= parts; ++rows) {
+    int columns = parts / rows;
+    double height = static_cast<double>(ceil_div(ceil_div(m, kRows), rows) * kRows);
+    double width = static_cast<double>(ceil_div(ceil_div(n, kPanel), columns) * kPanel);
+    double cost = height * width + 24 * (height + width);
+    if (rows == 1 || cost < least) {
+      least = cost;
+      best = {rows, columns};
+    }
+  }
+  return best;
+}
+
+inline void product_block(const Product& p, Range rows, Range columns, float* left,
+                          float* right) {
+  float edge[kRows * kPanel];
+  for (int64_t j = columns.begin; j < columns.end; j += kBlockColumns) {
+    int64_t width = min(kBlockColumns, columns.end - j);
+    for (int64_t k = 0; k < p.k; k += kDepth) {
+      int64_t depth = min(kDepth, p.k - k);
+      for (int64_t at = 0; at < width; at += kPanel)
+        pack<kPanel>(p.b.data + k * p.b.row + (j + at) * p.b.column, p.b.column,
+                     p.b.row, min(kPanel, width - at), depth, right + at * depth);
+      for (int64_t i = rows.begin; i < rows.end; i += kBlockRows) {
+        int64_t height = min(kBlockRows, rows.end - i);
+        for (int64_t at = 0; at < height; at += kRows)
+          pack<kRows>(p.a.data + (i + at) * p.a.row + k * p.a.column, p.a.row,
+                      p.a.column, min(kRows, height - at), depth, left + at * depth);
+        for (int64_t low = 0; low < height; low += kRows)
+          for (int64_t at = 0; at < width; at += kPanel) {
+            int64_t count = min(kRows, height - low);
+            int64_t valid = min(kPanel, width - at);
+            float* c = p.c + (i + low) * p.ldc + j + at;
+            float* to = valid == kPanel ? c : edge;
+            int64_t ld = valid == kPanel ? p.ldc : kPanel;
+            bool add = k > 0 || p.add;
+            if (to == edge && add)
+              for (int64_t r = 0; r < count; ++r)
+                std::memcpy(edge + r * kPanel, c + r * p.ldc,
+                            static_cast<size_t>(valid) * sizeof(float));
+            tile<true>(count, depth, left + low * depth, 1, right + at * depth, to, ld,
+                       add);
+            if (p.bias && k + depth == p.k)
+              for (int64_t r = 0; r < count; ++r)
+                for (int64_t v = 0; v < valid; ++v) to[r * ld + v] += p.bias[j + at + v];
+            if (to == edge)
+              for (int64_t r = 0; r < count; ++r)
+                std::memcpy(c + r * p.ldc, edge + r * kPanel,
+                            static_cast<size_t>(valid) * sizeof(float));
+          }
+      }
+    }
+  }
+}
+
+inline float sum(Vec v) {
+  float lanes[kLanes];
+  store(lanes, v);
+  for (int half = kLanes / 2; half; half /= 2)
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  return lanes[0];
+}
+
+// The inner products of one row `a` (k) with rows [columns) of b, without packing: for
+// so few rows that packing b would cost more than the product.
+inline void dot_row(const float* a, const float* b, int64_t ldb, int64_t k,
+                    Range columns, float* to) {
+  constexpr int kTogether = 4;
+  int64_t j = columns.begin;
+  for (; j < columns.end; j += kTogether) {
+    int count = static_cast<int>(min(kTogether, columns.end - j));
+    const float* rows[kTogether];
+    for (int i = 0; i < kTogether; ++i) rows[i] = b + (j + (i < count ? i : 0)) * ldb;
+    Vec sums[kTogether][2] = {};
+    int64_t at = 0;
+    for (; at + 2 * kLanes <= k; at += 2 * kLanes) {
+      Vec low = load(a + at), high = load(a + at + kLanes);
+#pragma GCC unroll 4
+      for (int i = 0; i < kTogether; ++i) {
+        sums[i][0] += low * load(rows[i] + at);
+        sums[i][1] += high * load(rows[i] + at + kLanes);
+      }
+    }
+    for (; at < k; at += kLanes) {
+      int lanes = static_cast<int>(min(kLanes, k - at));
+      Vec low = load(a + at, lanes);
+      for (int i = 0; i < kTogether; ++i)
+        sums[i][0] += low * load(rows[i] + at, lanes);
+    }
+    for (int i = 0; i < count; ++i) to[j + i] = sum(sums[i][0] + sums[i][1]);
+  }
+}
+
+bool product(Team& team, const Product& p) {
+  if (p.m <= 2 && p.a.column == 1 && p.b.row == 1 && !p.add) {
+    auto work = [&](int part) {
+      Range columns = share(p.n, kPanel, part, team.size());
+      for (int64_t i = 0; i < p.m; ++i) {
+        float* to = p.c + i * p.ldc;
+        dot_row(p.a.data + i * p.a.row, p.b.data, p.b.column, p.k, columns, to);
+        if (p.bias)
+          for (int64_t j = columns.begin; j < columns.end; ++j) to[j] += p.bias[j];
+      }
+    };
+    parallel(team, work);
+    return true;
+  }
+  Grid parts = grid(p.m, p.n, team.size());
+  int64_t depth = min(kDepth, p.k);
+  int64_t left = depth * min(kBlockRows, ceil_div(p.m, kRows) * kRows);
+  int64_t right = depth * min(kBlockColumns, ceil_div(p.n, kPanel) * kPanel);
+  int64_t each = ceil_div(left, 16) * 16 + right;
+  Scratch<> scratch(each * team.size());
+  if (!scratch) return false;
+  auto work = [&](int part) {
+    if (part >= parts.rows * parts.columns) return;
+    float* mine = scratch.get() + part * each;
+    product_block(p, share(p.m, kRows, part / parts.columns, parts.rows),
+                  share(p.n, kPanel, part % parts.columns, parts.columns),
+                  mine + right, mine);
+  };
+  parallel(team, work);
+  return true;
+}
+
+}  // namespace
+}  // namespace bptt

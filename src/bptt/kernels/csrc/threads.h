@@ -1,0 +1,47 @@
+// Threads that work on one call together. Declarations alone: the code that includes
+// this is built once per variant, and must not emit shared functions of its own.
+#pragma once
+
+#include <atomic>
+
+namespace bptt {
+
+class Pool;
+
+// The threads of one call: the calling one, and those of the process's pool if it is
+// free. When another call has the pool, this one runs on its own thread alone, which
+// never waits and never runs more threads than were asked for.
+class Team {
+ public:
+  explicit Team(int wanted);
+  ~Team();
+  Team(const Team&) = delete;
+  Team& operator=(const Team&) = delete;
+
+  int size() const { return size_; }
+
+  // work(context, part) for every part in [0, size), each on its own thread; returns
+  // when all are done.
+  void run(void (*work)(void* context, int part), void* context);
+
+ private:
+  Pool* pool_;
+  int size_;
+};
+
+// Where `parties` threads wait for each other: spins a little, then yields, so that it
+// neither sleeps between steps of microseconds nor keeps a processor from the thread
+// that it waits for.
+class Barrier {
+ public:
+  Barrier();
+  void reset(int parties);
+  void wait();
+
+ private:
+  alignas(64) std::atomic<int> arrived_;
+  alignas(64) std::atomic<int> phase_;
+  int parties_;
+};
+
+}  // namespace bptt
