@@ -181,26 +181,26 @@ def bits(t: Tensor) -> Tensor:
 
 @contextmanager
 def native_only() -> Iterator[None]:
-    """No step of the definition may run inside."""
-
-    def refuse() -> None:
-        raise AssertionError(f"the definition ran, not {kernels.active()}")
-
+    """No step of the definition may run inside on float32."""
     with pytest.MonkeyPatch.context() as patch:
         for cell in CELLS:
-            watch(patch, cell, "step", refuse)
-            watch(patch, cell, "vjp_state", refuse)
+            watch(patch, cell, "step", _refuse)
+            watch(patch, cell, "vjp_state", _refuse)
         yield
 
 
+def _refuse(W: Tensor) -> None:
+    assert W.dtype != torch.float32, f"the definition ran, not {kernels.active()}"
+
+
 def watch(
-    patch: pytest.MonkeyPatch, owner: Any, name: str, notice: Callable[[], None]
+    patch: pytest.MonkeyPatch, cell: Any, name: str, notice: Callable[[Tensor], None]
 ) -> None:
-    """Call `notice` before each call of this method."""
-    true = getattr(owner, name)
+    """Call `notice` with `W` before each `step` or `vjp_state` of this cell."""
+    true = getattr(cell, name)
 
-    def noticed(*arguments: Any) -> Any:
-        notice()
-        return true(*arguments)
+    def noticed(self: Any, given: Any, state: Any, W: Tensor, *others: Any) -> Any:
+        notice(W)
+        return true(self, given, state, W, *others)
 
-    patch.setattr(owner, name, noticed)
+    patch.setattr(cell, name, noticed)

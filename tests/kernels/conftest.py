@@ -26,15 +26,19 @@ def definition(monkeypatch):
     """How often the definition took a "step" forward and one "back", up to now."""
     seen: Counter[str] = Counter()
     for cell in CELLS:
-        watch(monkeypatch, cell, "step", lambda: seen.update(["step"]))
-        watch(monkeypatch, cell, "vjp_state", lambda: seen.update(["back"]))
+        watch(monkeypatch, cell, "step", lambda W: seen.update(["step"]))
+        watch(monkeypatch, cell, "vjp_state", lambda W: seen.update(["back"]))
     return seen
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def set_threads():
-    """torch.set_num_threads, undone after the test."""
+    """torch.set_num_threads, undone after the test.
+
+    One thread at first: tiny products take less time than threads take to meet.
+    """
     before = torch.get_num_threads()
+    torch.set_num_threads(1)
     yield torch.set_num_threads
     torch.set_num_threads(before)
 

@@ -23,7 +23,7 @@ from literal import outputs
 
 FLOOR = 2e-6
 SLACK = 1.5
-ROUNDINGS = 5
+ROUNDINGS = 8
 
 
 def assert_as_exact_as_torch(case: Case) -> None:

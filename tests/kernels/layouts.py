@@ -3,9 +3,7 @@
 import torch
 from torch import Tensor
 
-# layout -> what can stand so with any numbers
-_ALL = ("x", "state", "error", "weight")
-LAYOUTS = {"transposed": _ALL, "sliced": _ALL, "offset": _ALL, "negative": _ALL}
+LAYOUTS = ("transposed", "sliced", "offset", "negative")
 
 
 def laid_out(t: Tensor, layout: str) -> Tensor:

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.func import functional_call
 
+import bptt
 from bptt import kernels
 from kernels import cases
 from kernels.cases import KIND, NATIVE, Case, Data, assert_near, run
@@ -74,8 +75,47 @@ def test_large_networks(kind, hidden, batch, time, inputs):
     assert_as_exact_as_torch(Case(kind, hidden, batch, time, inputs))
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-6, 1e-3, 30.0])
+@KIND
+def test_small_and_large_inputs(kind, scale):
+    """Where a tanh from an exponential alone would lose all its digits."""
+    case = steady(Case(kind, 17, batch=3, time=4, inputs=6, bias=False))
+    module, data = case.modules()[0], case.data()
+    data = replace(
+        data, x=data.x * scale, state=tuple(part * scale for part in data.state)
+    )
+    with cases.native_only():
+        found = run(module, data)
+    assert_near(found, run(case.modules()[0].double(), data.double()), 4e-6)
+
+
+def test_tanh_and_sigmoid_to_the_last_digits():
+    """Three units in the last place; torch's own sigmoid needs two and a half."""
+    x = torch.cat([torch.linspace(-30, 30, 100_001), torch.randn(100_000).exp2()])
+    x = torch.cat([x, -x, x * 1e-6])
+    tanh, gate = bptt.RNN(1, 1, bias=False), bptt.GRU(1, 1, bias=False)
+    with torch.no_grad():
+        tanh.weight_ih_l0.fill_(1)
+        tanh.weight_hh_l0.zero_()
+        gate.weight_ih_l0.copy_(torch.tensor([[0.0], [1.0], [0.0]]))
+        gate.weight_hh_l0.zero_()  # so h' = z h
+        with cases.native_only():
+            found = {
+                "tanh": tanh(x.view(1, -1, 1))[1].flatten(),
+                "sigmoid": gate(x.view(1, -1, 1), torch.ones(1, len(x), 1))[
+                    1
+                ].flatten(),
+            }
+    for name, y in found.items():
+        exactly = getattr(torch, name)(x.double())
+        near = exactly.float().abs()
+        unit = torch.nextafter(near, torch.tensor(torch.inf)) - near
+        worst = ((y.double() - exactly).abs() / unit.double()).max()
+        assert float(worst) <= 3, f"{name}: {float(worst)} units in the last place"
+
+
 @settings(
-    max_examples=80,
+    max_examples=60,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
@@ -84,7 +124,7 @@ def test_large_networks(kind, hidden, batch, time, inputs):
     case=st.builds(
         Case,
         kind=st.sampled_from(KINDS),
-        hidden=st.integers(1, 80),
+        hidden=st.integers(4, 80),
         batch=st.none() | st.integers(1, 40),
         time=st.integers(1, 24),
         inputs=st.integers(1, 70),
@@ -160,11 +200,10 @@ def test_each_tensor_alone_gets_its_gradient(kind, layers):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @KIND
 def test_tensors_are_read_as_they_stand_in_memory(kind, layout):
-    """Strided, off by four bytes, expanded or marked negative, amid nan: each in turn,
-    and all together, inputs, states, weights and errors."""
+    """Inputs, states, errors and weights, each in turn and all together."""
     case = steady(Case(kind, 11, batch=3, time=5, inputs=6, layers=2))
     module, plain = case.modules()[0], case.data()
-    for at in (*LAYOUTS[layout], "everything"):
+    for at in ("x", "state", "error", "weight", "everything"):
 
         def placed(what, t, at=at):
             return laid_out(t, layout) if at in (what, "everything") else t

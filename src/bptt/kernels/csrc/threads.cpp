@@ -1,13 +1,18 @@
 #include "threads.h"
 
+#include <algorithm>
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <stdexcept>
 #include <system_error>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 #if defined(__unix__) || defined(__APPLE__)
+#define BPTT_POSIX
+#include <dlfcn.h>
 #include <pthread.h>
 #endif
 
@@ -35,6 +40,44 @@ void spin_then_yield(Done done) {
   while (!done()) std::this_thread::yield();
 }
 
+// The OpenMP runtime that PyTorch has loaded, through GNU's stable interface, which
+// LLVM's and Intel's runtimes have too. Its threads keep spinning for milliseconds
+// after each of PyTorch's operations: threads of our own beside them would share their
+// processors with them, and everything would take half as long again.
+struct OpenMP {
+  void (*parallel)(void (*work)(void*), void* context, unsigned threads, unsigned flags);
+  int (*thread_number)();
+  int (*team_size)();
+  int (*in_parallel)();
+  int (*dynamic)();
+
+  explicit operator bool() const {
+    return parallel && thread_number && team_size && in_parallel && dynamic;
+  }
+  // Whether a team has the size that is asked for.
+  bool obeys() const { return !in_parallel() && !dynamic(); }
+};
+
+// Empty if there is none.
+const OpenMP& loaded_openmp() {
+  static const OpenMP openmp = [] {
+    OpenMP found{};
+#if defined(BPTT_POSIX)
+    auto find = [](const char* name, auto& function) {
+      function = reinterpret_cast<std::decay_t<decltype(function)>>(
+          dlsym(RTLD_DEFAULT, name));
+    };
+    find("GOMP_parallel", found.parallel);
+    find("omp_get_thread_num", found.thread_number);
+    find("omp_get_num_threads", found.team_size);
+    find("omp_in_parallel", found.in_parallel);
+    find("omp_get_dynamic", found.dynamic);
+#endif
+    return found;
+  }();
+  return openmp;
+}
+
 }  // namespace
 
 Barrier::Barrier() : arrived_(0), phase_(0), parties_(1) {}
@@ -52,45 +95,48 @@ void Barrier::wait() {
   spin_then_yield([&] { return phase_.load(std::memory_order_acquire) != phase; });
 }
 
-// Workers that wait for work. One call has them at a time.
+// The threads of the process: PyTorch's where it has an OpenMP runtime, else workers of
+// our own. One call has them at a time.
 class Pool {
  public:
-  // The process's pool. Never destroyed: a worker may still wait on it at exit.
+  // Never destroyed: a worker may still wait on it at exit.
   static Pool& get() {
     static std::once_flag once;
     std::call_once(once, [] {
-      current() = new Pool;
-#if defined(__unix__) || defined(__APPLE__)
-      // A child process has none of the workers: it begins with a pool of its own.
-      pthread_atfork(nullptr, nullptr, [] { current() = new Pool; });
+      current() = new Pool(static_cast<bool>(loaded_openmp()));
+#if defined(BPTT_POSIX)
+      // A child process has none of the threads, and an OpenMP runtime that waits for
+      // them for ever: it begins with a pool of its own.
+      pthread_atfork(nullptr, nullptr, [] { current() = new Pool(false); });
 #endif
     });
     return *current();
   }
 
+  explicit Pool(bool shared) : shared_(shared) {}
+
   bool try_take() { return busy_.try_lock(); }
   void give_back() { busy_.unlock(); }
 
-  // How many of `wanted` workers there are, after starting what is missing.
+  // How many of `wanted` threads beside the caller's there are, after starting what is
+  // missing.
   int grow(int wanted) {
+    if (shared_) return loaded_openmp().obeys() ? wanted : 0;
     try {
       while (static_cast<int>(workers_.size()) < wanted) {
-        workers_.push_back(std::make_unique<Worker>());
-        Worker* worker = workers_.back().get();
-        try {
-          std::thread([worker] { worker->serve(); }).detach();
-        } catch (const std::system_error&) {
-          workers_.pop_back();
-          break;
-        }
+        auto worker = std::make_unique<Worker>();
+        workers_.reserve(workers_.size() + 1);
+        std::thread([serving = worker.get()] { serving->serve(); }).detach();
+        workers_.push_back(std::move(worker));
       }
+    } catch (const std::system_error&) {  // as many as the system allows
     } catch (const std::bad_alloc&) {
     }
-    int have = static_cast<int>(workers_.size());
-    return have < wanted ? have : wanted;
+    return std::min(static_cast<int>(workers_.size()), wanted);
   }
 
   void run(int size, void (*work)(void*, int), void* context) {
+    if (shared_) return run_shared(size, work, context);
     pending_.store(size - 1, std::memory_order_relaxed);
     for (int part = 1; part < size; ++part)
       workers_[static_cast<size_t>(part - 1)]->start({work, context, part, &pending_});
@@ -147,11 +193,33 @@ class Pool {
     std::condition_variable wake_;
   };
 
+  static void run_shared(int size, void (*work)(void*, int), void* context) {
+    struct Call {
+      void (*work)(void*, int);
+      void* context;
+      int size;
+      std::atomic<bool> complete;
+    } call{work, context, size, {true}};
+    loaded_openmp().parallel(
+        [](void* data) {
+          Call& mine = *static_cast<Call*>(data);
+          const OpenMP& openmp = loaded_openmp();
+          if (openmp.team_size() == mine.size)
+            mine.work(mine.context, openmp.thread_number());
+          else  // the parts would wait for those that are missing
+            mine.complete.store(false, std::memory_order_relaxed);
+        },
+        &call, static_cast<unsigned>(size), 0);
+    if (!call.complete.load(std::memory_order_relaxed))
+      throw std::runtime_error("the OpenMP runtime gave fewer threads than asked for");
+  }
+
   static Pool*& current() {
     static Pool* pool = nullptr;
     return pool;
   }
 
+  const bool shared_;
   std::mutex busy_;
   std::vector<std::unique_ptr<Worker>> workers_;
   std::atomic<int> pending_{0};
