@@ -4,7 +4,7 @@ A case is shapes and options. Its weights, inputs and errors are float32 numbers
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,13 @@ from literal import KINDS, PARTS, outputs, pair
 
 CELLS = (TanhCell, ReLUCell, GRUCell, LSTMCell)
 KIND = pytest.mark.parametrize("kind", KINDS)
+READS = [("y",), ("h_n",), ("y", "h_n"), ("c_n",), ("h_n", "c_n")]
+# What the loss may read, where not all.
+KIND_AND_READS = pytest.mark.parametrize(
+    ("kind", "reads"),
+    [(k, r) for k in KINDS for r in READS if k == "lstm" or "c_n" not in r],
+    ids=lambda value: value if isinstance(value, str) else "+".join(value),
+)
 NATIVE = pytest.mark.usefixtures("kernel")
 # Forward-mode differentiation in torch compiles some of its own formulas.
 FORWARD_MODE = pytest.mark.filterwarnings("ignore:.torch.jit.script")
@@ -110,8 +117,8 @@ def run(
     module: Any,
     data: Data,
     *,
-    reads: set[str] | None = None,
-    wanted: set[str] | None = None,
+    reads: Collection[str] | None = None,
+    wanted: Collection[str] | None = None,
 ) -> dict[str, Tensor]:
     """Outputs, and the gradients `d...` of what is `wanted`, by name.
 

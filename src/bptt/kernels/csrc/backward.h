@@ -43,7 +43,7 @@ struct BackwardRow {
 };
 
 template <Cell kCell, bool kAdd>
-inline void backward_units(const BackwardRow& row, int at, int lanes) {
+__attribute__((always_inline)) inline void backward_units(const BackwardRow& row, int at, int lanes) {
   const int64_t H = row.hidden;
   auto gate = [&](int g) { return load(row.gates + g * H + at, lanes); };
   auto put = [&](int block, Vec v) {
@@ -206,6 +206,7 @@ class BackwardScan {
     for (int64_t low = begin; low < end; low += kGroupRows) {
       int64_t count = min(kGroupRows, end - low);
       for (int64_t u = p.panels.begin; u < p.panels.end; ++u) {
+        for (int64_t r = low; r < low + count; ++r) fetch(l, lag, r, u);
         arriving(p, l, lag, low, count, u);
         for (int64_t r = low; r < low + count; ++r)
           finish(l, lag, r, u, p.product + (r - low) * kPanel);
@@ -221,7 +222,7 @@ class BackwardScan {
     if (l + 1 < b_.layers) {
       const int64_t skip = kCell == Cell::kGru ? H : 0;  // r z n, after hn
       step_product(count, depth(), previous(l + 1, lag) + low * ld() + skip, ld(),
-                   layer_memory_[l + 1].U + u * depth() * kPanel, 0, 1, p.product, false);
+                   layer_memory_[l + 1].U + u * depth() * kPanel, 0, 1, p.product, kPanel, false);
       if (const float* mask = b_.layer[l].mask)
         for (int64_t r = low; r < low + count; ++r) {
           const float* row = mask + step_row(r, lag) * H + at;
@@ -232,9 +233,30 @@ class BackwardScan {
     }
     if (lag > passes_.first_lag())
       step_product(count, depth(), previous(l, lag - 1) + low * ld(), ld(),
-                   layer_memory_[l].W + u * depth() * kPanel, 0, 1, p.product, add);
+                   layer_memory_[l].W + u * depth() * kPanel, 0, 1, p.product, kPanel, add);
     else if (!add)
       std::memset(p.product, 0, static_cast<size_t>(count * kPanel) * sizeof(float));
+  }
+
+  // Prefetches what `finish` will read and write.
+  void fetch(int l, int64_t lag, int64_t r, int64_t u) const {
+    const BackwardLayer& layer = b_.layer[l];
+    const int64_t H = b_.hidden, at = u * kPanel, units = min(kPanel, H - at);
+    const int64_t row = step_row(r, lag);
+    if (l == b_.layers - 1) prefetch<false>(b_.dy + row * H + at, units);
+    if constexpr (kCell == Cell::kLstm)
+      prefetch<false>(layer.c + row * H + at, units);
+    else if constexpr (kCell == Cell::kGru)
+      prefetch<false>(layer.h + row * H + at, units);
+    else
+      prefetch<false>(layer.h + (row + b_.batch) * H + at, units);
+    if constexpr (kCarry) {
+      prefetch<false>(layer.extra + row * H + at, units);
+      for (int gate = 0; gate < kGates; ++gate)
+        prefetch<false>(layer.gates + (row * kGates + gate) * H + at, units);
+    }
+    for (int block = 0; block < kBlocks; ++block)
+      prefetch<true>(layer.delta + (row * kBlocks + block) * H + at, units);
   }
 
   int64_t pass_of(int64_t r) const { return passes_.count == 1 ? 0 : r / b_.batch; }
@@ -266,11 +288,15 @@ class BackwardScan {
     to.previous = previous(l, lag) + r * ld() + at;
     to.delta = layer.delta + row * kBlocks * H + at;
     for (int64_t unit = 0; unit < min(kPanel, H - at); unit += kLanes) {
-      int lanes = static_cast<int>(min(kLanes, H - at - unit));
+      const int first = static_cast<int>(unit);
+      const int rest = static_cast<int>(min(kLanes, H - at - unit));
+      const bool whole = rest == kLanes;  // a constant, so that nothing is masked
       if (passes_.overlap())
-        backward_units<kCell, true>(to, static_cast<int>(unit), lanes);
+        whole ? backward_units<kCell, true>(to, first, kLanes)
+              : backward_units<kCell, true>(to, first, rest);
       else
-        backward_units<kCell, false>(to, static_cast<int>(unit), lanes);
+        whole ? backward_units<kCell, false>(to, first, kLanes)
+              : backward_units<kCell, false>(to, first, rest);
     }
   }
 
@@ -286,7 +312,7 @@ class BackwardScan {
         int64_t count = min(kGroupRows, end - low);
         for (int64_t u = p.panels.begin; u < p.panels.end; ++u) {
           step_product(count, depth(), previous(l, lag) + low * ld(), ld(),
-                       layer_memory_[l].W + u * depth() * kPanel, 0, 1, p.product, false);
+                       layer_memory_[l].W + u * depth() * kPanel, 0, 1, p.product, kPanel, false);
           for (int64_t r = low; r < low + count; ++r)
             for (int64_t i = 0; i < min(kPanel, H - u * kPanel); ++i) {
               int64_t unit = u * kPanel + i;

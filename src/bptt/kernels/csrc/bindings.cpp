@@ -105,7 +105,7 @@ void forward(const std::string& name, int threads, int kind,
   const bptt::Kernels& kernels = variant(name);
   const auto [T, B, I, H] = std::apply(sizes_of, sizes);
   require_threads(threads);
-  bptt::LayerForward l{};
+  bptt::Forward l{};
   l.cell = cell_of(kind);
   const int64_t width = bptt::gates(l.cell) * H;
   const bool lstm = l.cell == Cell::kLstm, simple = width == H;

@@ -6,39 +6,44 @@
 namespace bptt {
 namespace {
 
-// The cell's arithmetic for one row and the units of one panel, z (gates, kPanel) being
-// the row's W h; gx, h_prev ... point at the panel's first unit, `count` units remain.
+// Blocks of kPanel floats in which a row's pre-activations are formed. All are sums of
+// U x, W h and the biases, but for GRU's last two: W_n h + b_hn, which the reset gate
+// scales, and U_n x + b_in.
+constexpr int z_blocks(Cell cell) { return cell == Cell::kGru ? 4 : gates(cell); }
+// The block to which U x of a gate goes.
+constexpr int input_block(Cell cell, int gate) {
+  return cell == Cell::kGru && gate == 2 ? 3 : gate;
+}
+
+// The cell's arithmetic for one row and the units of one panel; all but z point at the
+// panel's first unit.
 struct ForwardRow {
-  const float* z;
-  const float* gx;
-  const float* b_hidden;  // at the panel; or null
-  const float* h_prev;    // (hidden) of the step before
-  const float* c_prev;
+  const float* z;       // (z_blocks, kPanel)
+  const float* h_prev;  // GRU
+  const float* c_prev;  // LSTM
   float* h;
-  float* h_copy;  // where the next step's product reads it
-  float* c;
+  float* h_copy;  // where the next step's product reads it; or null
+  float* c;       // LSTM
   float* gates;   // or null
   float* extra;   // or null
   int64_t hidden;
 };
 
 template <Cell kCell>
-inline void forward_units(const ForwardRow& row, int at, int lanes) {
+__attribute__((always_inline)) inline void forward_units(const ForwardRow& row, int at,
+                                                         int lanes) {
   const int64_t H = row.hidden;
-  auto z = [&](int gate) { return load(row.z + gate * kPanel + at); };
-  auto gx = [&](int gate) { return load(row.gx + gate * H + at, lanes); };
+  auto z = [&](int block) { return load(row.z + block * kPanel + at); };
   Vec h;
   if constexpr (kCell == Cell::kTanh) {
-    h = tanh(gx(0) + z(0));
+    h = tanh(z(0));
   } else if constexpr (kCell == Cell::kRelu) {
-    Vec sum = gx(0) + z(0);
-    h = sum < 0.0f ? Vec{} : sum;  // so that NaN stays NaN
+    h = z(0) < 0.0f ? Vec{} : z(0);  // so that NaN stays NaN
   } else if constexpr (kCell == Cell::kGru) {
-    Vec r = sigmoid(gx(0) + z(0));
-    Vec u = sigmoid(gx(1) + z(1));
+    Vec r = sigmoid(z(0));
+    Vec u = sigmoid(z(1));
     Vec gh = z(2);
-    if (row.b_hidden) gh += load(row.b_hidden + at, lanes);
-    Vec n = tanh(gx(2) + r * gh);
+    Vec n = tanh(z(3) + r * gh);
     h = n + u * (load(row.h_prev + at, lanes) - n);
     if (row.gates) {
       store(row.gates + at, r, lanes);
@@ -47,10 +52,10 @@ inline void forward_units(const ForwardRow& row, int at, int lanes) {
       store(row.extra + at, gh, lanes);
     }
   } else {
-    Vec i = sigmoid(gx(0) + z(0));
-    Vec f = sigmoid(gx(1) + z(1));
-    Vec g = tanh(gx(2) + z(2));
-    Vec o = sigmoid(gx(3) + z(3));
+    Vec i = sigmoid(z(0));
+    Vec f = sigmoid(z(1));
+    Vec g = tanh(z(2));
+    Vec o = sigmoid(z(3));
     Vec c = f * load(row.c_prev + at, lanes) + i * g;
     Vec tanh_c = tanh(c);
     h = o * tanh_c;
@@ -73,58 +78,79 @@ class ForwardScan {
   explicit ForwardScan(const Forward& forward) : f_(forward) {}
 
   bool run(Team& team) {
-    // So few steps do not earn back the packing of W.
+    // So few steps do not earn back the packing of the weights.
     return f_.time * f_.batch <= kUnpackedRows ? run_unpacked(team) : run_packed(team);
   }
 
  private:
   static constexpr int kGates = gates(kCell);
+  static constexpr int kBlocks = z_blocks(kCell);
+  static constexpr int64_t kWidth = kBlocks * kPanel;
   static constexpr int64_t kUnpackedRows = 8;
+  // A thread's pre-activations are formed for so many steps ahead that they stay in
+  // its second-level cache until the loop has come to them.
+  static constexpr int64_t kAheadFloats = 96 * 1024;
+
+  int64_t panels() const { return ceil_div(f_.hidden, kPanel); }
+  int64_t units(int64_t u) const { return min(kPanel, f_.hidden - u * kPanel); }
+
+  // One thread's share: rows of the batch, panels of units, and where it works.
+  struct Part {
+    Range rows, panels;
+    int64_t ahead;  // steps
+    float* z;       // (panels, ahead, rows, z_blocks, kPanel)
+    float* left;    // rows of x, packed
+    float* bias;    // (panels, z_blocks, kPanel)
+
+    float* z_at(int64_t u, int64_t step, int64_t row) const {
+      return z + (((u - panels.begin) * ahead + step) * (rows.end - rows.begin) + row -
+                  rows.begin) *
+                     kWidth;
+    }
+  };
 
   bool run_packed(Team& team) {
-    const int64_t H = f_.hidden, panels = ceil_div(H, kPanel);
-    const int64_t panel_floats = H * kPanel;
-    Division division =
-        divide(team.size(), f_.batch, panels, kGates * panels * panel_floats);
-    const int64_t ldh = padded_stride(H);
-    Scratch<> packed(panels * kGates * panel_floats);
-    Scratch<> copies(2 * f_.batch * ldh);
-    Scratch<> products(team.size() * kGroupRows * kGates * kPanel);
-    if (!packed || !copies || !products) return false;
+    const int64_t H = f_.hidden, B = f_.batch, I = f_.inputs;
+    const int64_t W_panel = H * kPanel, U_panel = I * kPanel;
+    Division division = divide(team.size(), B, panels(), kGates * panels() * W_panel);
+    const int64_t rows = ceil_div(ceil_div(B, kRows), division.row_parts) * kRows;
+    const int64_t wide = ceil_div(panels(), division.unit_parts);
+    const int64_t ahead =
+        max(1, min(f_.time, kAheadFloats / (min(rows, B) * wide * kWidth)));
+    const int64_t z_floats = wide * ahead * min(rows, B) * kWidth;
+    const int64_t left_floats = f_.x ? kBlockRows * kDepth : 0;
+    const int64_t each = z_floats + left_floats + wide * kWidth;
+    ldh_ = padded_stride(H);
+    Scratch<> W(panels() * kGates * W_panel);
+    Scratch<> U(f_.x ? panels() * kGates * U_panel : 0);
+    Scratch<> copies(2 * B * ldh_);
+    Scratch<> parts(division.threads() * each);
+    if (!W || !U || !copies || !parts) return false;
+    W_ = W.get();
+    U_ = U.get();
+    float* h_copy[2] = {copies.get(), copies.get() + B * ldh_};
     Barrier all, groups[kMostRowParts];
     all.reset(team.size());
     for (Barrier& barrier : groups) barrier.reset(division.unit_parts);
-    float* h_copy[2] = {copies.get(), copies.get() + f_.batch * ldh};
     auto work = [&](int part) {
-      for (int64_t u = part; u < panels; u += team.size())
-        for (int gate = 0; gate < kGates; ++gate)
-          pack<kPanel>(f_.W + (gate * H + u * kPanel) * H, H, 1,
-                       min(kPanel, H - u * kPanel), H,
-                       packed.get() + (u * kGates + gate) * panel_floats);
-      if (part < division.threads()) {
-        Range rows = division.rows(part, f_.batch);
-        Range mine = division.panels(part, panels);
-        for (int64_t b = rows.begin; b < rows.end; ++b)
-          for (int64_t at = mine.begin * kPanel; at < min(H, mine.end * kPanel); ++at)
-            h_copy[0][b * ldh + at] = f_.h[b * H + at];
+      pack_weights(part, team.size());
+      const bool mine = part < division.threads();
+      Part p{};
+      if (mine) {
+        float* z = parts.get() + part * each;
+        p = {division.rows(part, B), division.panels(part, panels()),
+             ahead, z, z + z_floats, z + z_floats + left_floats};
+        set_bias(p);
+        for (int64_t b = p.rows.begin; b < p.rows.end; ++b)
+          for (int64_t u = p.panels.begin; u < p.panels.end; ++u)
+            std::memcpy(h_copy[0] + b * ldh_ + u * kPanel, f_.h + b * H + u * kPanel,
+                        static_cast<size_t>(units(u)) * sizeof(float));
       }
       all.wait();
-      if (part >= division.threads()) return;
-      Range rows = division.rows(part, f_.batch);
-      Range mine = division.panels(part, panels);
-      float* z = products.get() + part * kGroupRows * kGates * kPanel;
+      if (!mine) return;
       for (int64_t t = 0; t < f_.time; ++t) {
-        for (int64_t low = rows.begin; low < rows.end; low += kGroupRows) {
-          int64_t count = min(kGroupRows, rows.end - low);
-          for (int64_t u = mine.begin; u < mine.end; ++u) {
-            step_product(count, H, h_copy[t % 2] + low * ldh, ldh,
-                         packed.get() + u * kGates * panel_floats, panel_floats,
-                         kGates, z, false);
-            for (int64_t b = low; b < low + count; ++b)
-              finish(t, b, u, z + (b - low) * kGates * kPanel,
-                     h_copy[(t + 1) % 2] + b * ldh);
-          }
-        }
+        if (t % ahead == 0) project(p, t, min(ahead, f_.time - t));
+        step(p, t, h_copy[t % 2], h_copy[(t + 1) % 2]);
         if (division.unit_parts > 1) groups[part / division.unit_parts].wait();
       }
     };
@@ -132,43 +158,178 @@ class ForwardScan {
     return true;
   }
 
+  void pack_weights(int part, int threads) const {
+    const int64_t H = f_.hidden, I = f_.inputs;
+    for (int64_t u = part; u < panels(); u += threads)
+      for (int gate = 0; gate < kGates; ++gate) {
+        const int64_t row = gate * H + u * kPanel;
+        pack<kPanel>(f_.W + row * H, H, 1, units(u), H,
+                     W_ + (u * kGates + gate) * H * kPanel);
+        if (f_.x)
+          pack<kPanel>(f_.U + row * I, I, 1, units(u), I,
+                       U_ + (u * kGates + gate) * I * kPanel);
+      }
+  }
+
+  // The biases of panel u in the blocks of z, zeros where there are none.
+  void bias_blocks(int64_t u, float* to) const {
+    std::memset(to, 0, kWidth * sizeof(float));
+    if (!f_.b_ih) return;
+    for (int gate = 0; gate < kGates; ++gate)
+      for (int64_t i = 0; i < units(u); ++i) {
+        const int64_t row = gate * f_.hidden + u * kPanel + i;
+        to[input_block(kCell, gate) * kPanel + i] += f_.b_ih[row];
+        to[gate * kPanel + i] += f_.b_hh[row];
+      }
+  }
+
+  void set_bias(const Part& p) const {
+    for (int64_t u = p.panels.begin; u < p.panels.end; ++u)
+      bias_blocks(u, p.bias + (u - p.panels.begin) * kWidth);
+  }
+
+  // z = U x + b of the steps [t, t + steps) for this thread's rows and units.
+  void project(const Part& p, int64_t t, int64_t steps) const {
+    for (int64_t u = p.panels.begin; u < p.panels.end; ++u) {
+      const float* bias = p.bias + (u - p.panels.begin) * kWidth;
+      for (int64_t s = 0; s < steps; ++s)
+        for (int64_t b = p.rows.begin; b < p.rows.end; ++b) {
+          float* z = p.z_at(u, s, b);
+          std::memcpy(z, bias, kWidth * sizeof(float));
+          if (f_.ids) add_column(f_.ids[(t + s) * f_.batch + b], u, z);
+        }
+    }
+    if (f_.x) add_products(p, t, steps);
+  }
+
+  // z += the column of U that one-hot input picks.
+  void add_column(int64_t id, int64_t u, float* z) const {
+    for (int gate = 0; gate < kGates; ++gate) {
+      const int64_t row = gate * f_.hidden + u * kPanel;
+      float* to = z + input_block(kCell, gate) * kPanel;
+      const float* from = f_.U_columns ? f_.U_columns + id * kGates * f_.hidden + row
+                                       : f_.U + row * f_.inputs + id;
+      const int64_t stride = f_.U_columns ? 1 : f_.inputs;
+      if (stride == 1)
+        for (int64_t i = 0; i < units(u); ++i) to[i] += from[i];
+      else
+        for (int64_t i = 0; i < units(u); ++i) to[i] += from[i * stride];
+    }
+  }
+
+  // z += U x: rows of all steps together, as one product.
+  void add_products(const Part& p, int64_t t, int64_t steps) const {
+    const int64_t I = f_.inputs, width = p.rows.end - p.rows.begin;
+    for (int64_t low = 0; low < steps * width; low += kBlockRows) {
+      const int64_t height = min(kBlockRows, steps * width - low);
+      for (int64_t k = 0; k < I; k += kDepth) {
+        const int64_t depth = min(kDepth, I - k);
+        for (int64_t r = 0; r < height; r += kRows)
+          pack_rows(p, t, low + r, min(kRows, height - r), k, depth, p.left + r * depth);
+        for (int64_t u = p.panels.begin; u < p.panels.end; ++u)
+          for (int gate = 0; gate < kGates; ++gate)
+            for (int64_t r = 0; r < height; r += kRows)
+              tile<true>(min(kRows, height - r), depth, p.left + r * depth, 1,
+                         U_ + ((u * kGates + gate) * I + k) * kPanel,
+                         p.z_at(u, 0, p.rows.begin) + (low + r) * kWidth +
+                             input_block(kCell, gate) * kPanel,
+                         kWidth, true);
+      }
+    }
+  }
+
+  // Rows of x, counted over steps and this thread's rows, in the order of tiles.
+  void pack_rows(const Part& p, int64_t t, int64_t low, int64_t count, int64_t k,
+                 int64_t depth, float* to) const {
+    const int64_t width = p.rows.end - p.rows.begin;
+    const int64_t first = low / width, last = (low + count - 1) / width;
+    if (first == last || width == f_.batch) {  // they lie one after another
+      const int64_t row = (t + first) * f_.batch + p.rows.begin + low - first * width;
+      pack<kRows>(f_.x + row * f_.inputs + k, f_.inputs, 1, count, depth, to);
+      return;
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t step = (low + i) / width, b = (low + i) % width;
+      const int64_t row = (t + step) * f_.batch + p.rows.begin + b;
+      const float* from = f_.x + row * f_.inputs + k;
+      for (int64_t j = 0; j < depth; ++j) to[j * kRows + i] = from[j];
+    }
+  }
+
+  // Step t of this thread's rows and units: z += W h, then the cell's arithmetic.
+  void step(const Part& p, int64_t t, const float* h_copy, float* h_next) const {
+    const int64_t H = f_.hidden;
+    for (int64_t low = p.rows.begin; low < p.rows.end; low += kGroupRows) {
+      const int64_t count = min(kGroupRows, p.rows.end - low);
+      for (int64_t u = p.panels.begin; u < p.panels.end; ++u) {
+        for (int64_t b = low; b < low + count; ++b) fetch(t, b, u);
+        float* z = p.z_at(u, t % p.ahead, low);
+        step_product(count, H, h_copy + low * ldh_, ldh_,
+                     W_ + u * kGates * H * kPanel, H * kPanel, kGates, z, kWidth, true);
+        for (int64_t b = low; b < low + count; ++b)
+          finish(t, b, u, z + (b - low) * kWidth, h_next + b * ldh_);
+      }
+    }
+  }
+
   bool run_unpacked(Team& team) {
-    const int64_t H = f_.hidden, panels = ceil_div(H, kPanel);
-    const int64_t row_floats = panels * kGates * kPanel;
-    Scratch<> products(row_floats);
+    const int64_t H = f_.hidden, I = f_.inputs;
+    const int threads = kGates * H * (H + I) < 256 * 1024 ? 1 : team.size();
+    Scratch<> products(threads * kWidth);
     if (!products) return false;
     Barrier barrier;
-    int threads = kGates * H * H < 128 * 1024 ? 1 : team.size();
     barrier.reset(threads);
     auto work = [&](int part) {
       if (part >= threads) return;
-      Range mine = share(panels, 1, part, threads);
+      Range mine = share(panels(), 1, part, threads);
+      float* z = products.get() + part * kWidth;
       for (int64_t t = 0; t < f_.time; ++t) {
         for (int64_t b = 0; b < f_.batch; ++b)
           for (int64_t u = mine.begin; u < mine.end; ++u) {
-            float* z = products.get() + u * kGates * kPanel;
-            for (int gate = 0; gate < kGates; ++gate)
-              dot_row(f_.h + (t * f_.batch + b) * H,
-                      f_.W + (gate * H + u * kPanel) * H, H, H,
-                      {0, min(kPanel, H - u * kPanel)}, z + gate * kPanel);
+            const int64_t row = t * f_.batch + b;
+            bias_blocks(u, z);
+            if (f_.ids) add_column(f_.ids[row], u, z);
+            for (int gate = 0; gate < kGates; ++gate) {
+              const int64_t at = gate * H + u * kPanel;
+              if (f_.x)
+                dot_row(f_.x + row * I, f_.U + at * I, I, I, {0, units(u)},
+                        z + input_block(kCell, gate) * kPanel);
+              dot_row(f_.h + row * H, f_.W + at * H, H, H, {0, units(u)},
+                      z + gate * kPanel);
+            }
             finish(t, b, u, z, nullptr);
           }
         barrier.wait();
       }
     };
-    parallel(team, work);
+    if (threads == 1)
+      work(0);
+    else
+      parallel(team, work);
     return true;
   }
 
-  // The cell's arithmetic of step t, row b and panel u, whose W h is z.
+  // Prefetches what `finish` will read and write.
+  void fetch(int64_t t, int64_t b, int64_t u) const {
+    const int64_t H = f_.hidden, at = u * kPanel;
+    const int64_t row = t * f_.batch + b, next = row + f_.batch;
+    prefetch<true>(f_.h + next * H + at, units(u));
+    if (!f_.keep) return;
+    if constexpr (kCell == Cell::kLstm) prefetch<true>(f_.c + next * H + at, units(u));
+    if constexpr (kGates > 1) {
+      prefetch<true>(f_.extra + row * H + at, units(u));
+      for (int gate = 0; gate < kGates; ++gate)
+        prefetch<true>(f_.gates + (row * kGates + gate) * H + at, units(u));
+    }
+  }
+
+  // The cell's arithmetic of step t, row b and panel u.
   void finish(int64_t t, int64_t b, int64_t u, const float* z, float* h_copy) const {
     const int64_t H = f_.hidden, at = u * kPanel;
     const int64_t row = t * f_.batch + b, next = row + f_.batch;
     ForwardRow to;
     to.hidden = H;
     to.z = z;
-    to.gx = f_.gx + (f_.ids ? f_.ids[row] : row) * kGates * H + at;
-    to.b_hidden = f_.b_hidden ? f_.b_hidden + at : nullptr;
     to.h_prev = f_.h + row * H + at;
     to.h = f_.h + next * H + at;
     to.h_copy = h_copy ? h_copy + at : nullptr;
@@ -179,12 +340,18 @@ class ForwardScan {
     const bool keep = f_.keep && f_.gates;
     to.gates = keep ? f_.gates + row * kGates * H + at : nullptr;
     to.extra = keep ? f_.extra + row * H + at : nullptr;
-    for (int64_t unit = 0; unit < min(kPanel, H - at); unit += kLanes)
-      forward_units<kCell>(to, static_cast<int>(unit),
-                           static_cast<int>(min(kLanes, H - at - unit)));
+    for (int64_t unit = 0; unit < units(u); unit += kLanes)
+      if (H - at - unit >= kLanes)  // a constant, so that nothing is masked
+        forward_units<kCell>(to, static_cast<int>(unit), kLanes);
+      else
+        forward_units<kCell>(to, static_cast<int>(unit),
+                             static_cast<int>(H - at - unit));
   }
 
   const Forward& f_;
+  int64_t ldh_ = 0;
+  float* W_ = nullptr;  // (panels, gates, hidden, kPanel)
+  float* U_ = nullptr;  // (panels, gates, inputs, kPanel)
 };
 
 bool forward(Team& team, const Forward& f) {

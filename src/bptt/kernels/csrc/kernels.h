@@ -29,29 +29,30 @@ struct Matrix {
   int64_t column;
 };
 
-// c (m, n), rows of stride ldc, = [c +] a (m, k) b (k, n) [+ bias (n), in each row].
+// c (m, n), rows of stride ldc, = [c +] a (m, k) b (k, n).
 struct Product {
   int64_t m, n, k;
   Matrix a, b;
   float* c;
   int64_t ldc;
-  const float* bias;  // or null
-  bool add;           // to what c holds
+  bool add;  // to what c holds
 };
 
 struct Forward {
   Cell cell;
-  int64_t time, batch, hidden;
-  const float* gx;       // U x + b: (time, batch, gates * hidden); or a row for each id
-  const int64_t* ids;    // (time, batch), rows of gx; or null
-  const float* W;        // (gates * hidden, hidden)
-  const float* b_hidden; // GRU: (hidden), what joins W_n h; or null
-  float* h;              // (time + 1, batch, hidden); entry 0 is given
-  float* c;              // LSTM: as h if `keep`, else (batch, hidden), changed in place
+  int64_t time, batch, inputs, hidden;
+  const float* x;      // (time, batch, inputs); or null, and then
+  const int64_t* ids;  // (time, batch), each in [0, inputs): one-hot input
+  const float* U;      // (gates * hidden, inputs)
+  const float* U_columns;  // for many ids: (inputs, gates * hidden), U transposed
+  const float* W;      // (gates * hidden, hidden)
+  const float* b_ih;   // (gates * hidden); both biases or none
+  const float* b_hh;
+  float* h;  // (time + 1, batch, hidden); entry 0 is given
+  float* c;  // LSTM: as h if `keep`, else (batch, hidden), changed in place
   // If `keep`: what the way back needs; else null.
-  float* gates;          // LSTM i f g o, GRU r z n: (time, batch, gates * hidden); may
-                         // be gx itself
-  float* extra;          // LSTM tanh c, GRU W_n h + b_hn: (time, batch, hidden)
+  float* gates;  // LSTM i f g o, GRU r z n: (time, batch, gates * hidden)
+  float* extra;  // LSTM tanh c, GRU W_n h + b_hn: (time, batch, hidden)
   bool keep;
 };
 

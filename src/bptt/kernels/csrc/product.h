@@ -79,9 +79,6 @@ inline void product_block(const Product& p, Range rows, Range columns, float* le
                             static_cast<size_t>(valid) * sizeof(float));
             tile<true>(count, depth, left + low * depth, 1, right + at * depth, to, ld,
                        add);
-            if (p.bias && k + depth == p.k)
-              for (int64_t r = 0; r < count; ++r)
-                for (int64_t v = 0; v < valid; ++v) to[r * ld + v] += p.bias[j + at + v];
             if (to == edge)
               for (int64_t r = 0; r < count; ++r)
                 std::memcpy(c + r * p.ldc, edge + r * kPanel,
@@ -100,8 +97,8 @@ inline float sum(Vec v) {
   return lanes[0];
 }
 
-// The inner products of one row `a` (k) with rows [columns) of b, without packing: for
-// so few rows that packing b would cost more than the product.
+// to[j] += the inner product of one row `a` (k) with row j of b, j in [columns), without
+// packing: for so few rows that packing b would cost more than the product.
 inline void dot_row(const float* a, const float* b, int64_t ldb, int64_t k,
                     Range columns, float* to) {
   constexpr int kTogether = 4;
@@ -126,24 +123,11 @@ inline void dot_row(const float* a, const float* b, int64_t ldb, int64_t k,
       for (int i = 0; i < kTogether; ++i)
         sums[i][0] += low * load(rows[i] + at, lanes);
     }
-    for (int i = 0; i < count; ++i) to[j + i] = sum(sums[i][0] + sums[i][1]);
+    for (int i = 0; i < count; ++i) to[j + i] += sum(sums[i][0] + sums[i][1]);
   }
 }
 
 bool product(Team& team, const Product& p) {
-  if (p.m <= 2 && p.a.column == 1 && p.b.row == 1 && !p.add) {
-    auto work = [&](int part) {
-      Range columns = share(p.n, kPanel, part, team.size());
-      for (int64_t i = 0; i < p.m; ++i) {
-        float* to = p.c + i * p.ldc;
-        dot_row(p.a.data + i * p.a.row, p.b.data, p.b.column, p.k, columns, to);
-        if (p.bias)
-          for (int64_t j = columns.begin; j < columns.end; ++j) to[j] += p.bias[j];
-      }
-    };
-    parallel(team, work);
-    return true;
-  }
   Grid parts = grid(p.m, p.n, team.size());
   int64_t depth = min(kDepth, p.k);
   int64_t left = depth * min(kBlockRows, ceil_div(p.m, kRows) * kRows);

@@ -27,13 +27,13 @@ inline Vec load(const float* p) { return *reinterpret_cast<const UnalignedVec*>(
 inline void store(float* p, Vec v) { *reinterpret_cast<UnalignedVec*>(p) = v; }
 
 // The first `count` lanes alone: nothing past them is read or written.
-inline Vec load(const float* p, int count) {
+__attribute__((always_inline)) inline Vec load(const float* p, int count) {
   if (count >= kLanes) return load(p);
   float lanes[kLanes] = {};
   std::memcpy(lanes, p, static_cast<size_t>(count) * sizeof(float));
   return load(lanes);
 }
-inline void store(float* p, Vec v, int count) {
+__attribute__((always_inline)) inline void store(float* p, Vec v, int count) {
   if (count >= kLanes) return store(p, v);
   float lanes[kLanes];
   store(lanes, v);

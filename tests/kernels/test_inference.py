@@ -1,0 +1,206 @@
+"""Forward alone: the same numbers, nothing kept, nothing of the caller's changed."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+import bptt
+from kernels import cases
+from kernels.cases import KIND, NATIVE, Case, assert_bits, assert_near, bits, run
+from kernels.layouts import laid_out
+from literal import ours, outputs
+
+pytestmark = NATIVE
+
+SHAPES = [
+    {"hidden": 1, "batch": 1, "time": 1, "inputs": 1},
+    {"hidden": 17, "batch": 1, "time": 9, "inputs": 5, "layers": 2},
+    {"hidden": 33, "batch": 7, "time": 5, "inputs": 12, "layers": 3},
+    {"hidden": 20, "batch": 3, "time": 6, "inputs": 4, "bidirectional": True},
+    {"hidden": 64, "batch": 32, "time": 20, "inputs": 64},
+    {"hidden": 9, "batch": None, "time": 6, "inputs": 30, "ids": True},
+]
+SHAPE = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: str(s["hidden"]))
+WITHOUT = pytest.mark.parametrize(
+    "without", [torch.no_grad, torch.inference_mode], ids=lambda w: w.__name__
+)
+
+
+@SHAPE
+@WITHOUT
+@KIND
+def test_the_outputs_are_those_of_training(kind, shape, without):
+    case = Case(kind, **shape)
+    module, data = case.modules()[0], case.data()
+    with cases.native_only():
+        expected = outputs(module, data.x, *data.state)
+        with without():
+            found = outputs(module, data.x, *data.state)
+    assert all(t.requires_grad for t in expected.values())
+    assert not any(t.requires_grad or t.grad_fn for t in found.values())
+    assert_near(found, expected, 2e-6)
+
+
+@KIND
+def test_frozen_weights_mean_inference_and_leave_no_graph(kind):
+    case = Case(kind, 21, batch=4, time=6, inputs=5, layers=2)
+    module, data = case.modules()[0], case.data()
+    expected = outputs(module, data.x, *data.state)
+    module.requires_grad_(False)
+    with cases.native_only():
+        found = outputs(module, data.x, *data.state)
+    assert not any(t.requires_grad for t in found.values())
+    assert_near(found, expected, 2e-6)
+
+
+@KIND
+def test_only_the_outputs_stay_in_memory(kind):
+    """And not, because they are views of it, the tape that they were made with."""
+    resident = _resident_bytes()
+    module = ours(kind, 2, 128, dtype=torch.float32)
+    x = torch.randn(500, 16, 2)
+    with torch.no_grad():
+        alive = [module(x)[0] for _ in range(4)]
+    per_call = resident() / len(alive) / alive[0].nbytes
+    assert per_call < 2, f"{per_call:.1f} times y for every call"
+
+
+@KIND
+def test_the_tape_dies_in_the_backward_pass_though_the_outputs_live(kind):
+    resident = _resident_bytes()
+    module = ours(kind, 2, 128, dtype=torch.float32)
+    x = torch.randn(200, 16, 2)
+    alive = []
+    for _ in range(10):
+        y, _ = module(x)
+        y.sum().backward()
+        alive.append(y)
+    # What one window needs at a time is about 14 times y for an LSTM.
+    per_call = resident() / len(alive) / y.nbytes
+    assert per_call < 3, f"{per_call:.1f} times y for every call"
+
+
+def _resident_bytes():
+    """A function that says how much more memory is resident than now."""
+    try:
+        with open("/proc/self/statm") as file:
+            before = int(file.read().split()[1])
+    except FileNotFoundError:
+        pytest.skip("the system has no /proc")
+
+    def grown():
+        with open("/proc/self/statm") as file:
+            return (int(file.read().split()[1]) - before) * 4096
+
+    return grown
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+@KIND
+def test_step_by_step_is_the_whole_sequence(kind, layers):
+    """As `bptt generate` runs; with floats and with ids."""
+    for batch, ids in [(1, True), (1, False), (5, False), (None, True)]:
+        case = Case(kind, 30, batch, 10, inputs=7, layers=layers, ids=ids)
+        module, data = case.modules()[0], case.data()
+        with torch.no_grad(), cases.native_only():
+            whole = outputs(module, data.x, *data.state)
+            state, ys = data.state, []
+            for x in data.x.split(1):
+                step = outputs(module, x, *state)
+                state = tuple(step[n] for n in ("h_n", "c_n") if n in step)
+                ys.append(step["y"])
+        names = [name for name in whole if name != "y"]
+        found = {"y": torch.cat(ys)} | dict(zip(names, state, strict=True))
+        assert_near(found, whole, 5e-6)
+
+
+@pytest.mark.parametrize("layout", ["plain", "sliced", "offset"])
+@KIND
+def test_what_the_caller_gave_is_not_modified(kind, layout):
+    """Inputs, states, errors and weights, and the memory between and around them."""
+    case = Case(kind, 19, batch=3, time=7, inputs=5, layers=2)
+    module, data = case.modules()[0], case.data()
+    if layout != "plain":
+        data = cases.Data(
+            laid_out(data.x, layout),
+            tuple(laid_out(part, layout) for part in data.state),
+            {name: laid_out(error, layout) for name, error in data.errors.items()},
+        )
+        for weight in module.parameters():
+            weight.data = laid_out(weight, layout)
+    given = [data.x, *data.state, *data.errors.values()]
+    given += [weight.detach() for weight in module.parameters()]
+
+    def everything():
+        return [bits(t.new_empty(0).set_(t.untyped_storage())) for t in given]
+
+    before = everything()
+    for truncation in (None, bptt.Truncation(2, 3), bptt.Truncation.chunks(3)):
+        module.truncation = truncation
+        run(module, data)
+    with torch.no_grad():
+        outputs(module, data.x, *data.state)
+    assert all(map(torch.equal, everything(), before))
+
+
+@WITHOUT
+@KIND
+def test_the_outputs_share_no_memory(kind, without):
+    case = Case(kind, 10, batch=3, time=4, inputs=5, layers=2)
+    module, data = case.modules()[0], case.data()
+    with without():
+        expected = outputs(module, data.x, *data.state)
+        for name in expected:
+            found = outputs(module, data.x, *data.state)
+            found.pop(name).fill_(torch.nan)
+            assert_bits(found, {n: expected[n] for n in found})
+            assert not any(part.isnan().any() for part in data.state)
+
+
+@KIND
+def test_an_output_outlives_later_calls(kind):
+    """No buffer is used again while the caller holds what is in it."""
+    case = Case(kind, 24, batch=6, time=8, inputs=5)
+    module, data = case.modules()[0], case.data()
+    with torch.no_grad():
+        first = outputs(module, data.x, *data.state)
+        before = {name: t.clone() for name, t in first.items()}
+        for seed in range(5):
+            outputs(module, replace(case, seed=seed).data().x)
+    assert_bits(first, before)
+
+
+CHANGES = {
+    "in place": lambda m: m.weight_hh_l0.mul_(0.5),
+    "through .data": lambda m: m.weight_hh_l0.data.mul_(0.5),
+    "by numpy": lambda m: m.weight_hh_l0.detach().numpy().__imul__(0.5),
+    "a new parameter": lambda m: setattr(
+        m, "weight_hh_l0", torch.nn.Parameter(m.weight_hh_l0 * 0.5)
+    ),
+    "other memory": lambda m: setattr(
+        m.weight_hh_l0, "data", m.weight_hh_l0.data * 0.5
+    ),
+    "a state dict": lambda m: m.load_state_dict(
+        m.state_dict() | {"weight_hh_l0": m.weight_hh_l0 * 0.5}
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@KIND
+def test_weights_are_read_anew_at_every_call(kind, change):
+    """However they were changed: packed weights must not outlive them."""
+    case = Case(kind, 40, batch=4, time=3, inputs=5)
+    module, data = case.modules()[0], case.data()
+    fresh = copy.deepcopy(module)
+    with torch.no_grad():
+        for m in (module, fresh):
+            before = outputs(m, data.x, *data.state) if m is module else None
+            change(m)
+            found = outputs(m, data.x, *data.state)
+            if before is not None:
+                first, stale = found, before
+    assert_bits(first, found)
+    assert not torch.equal(bits(first["y"]), bits(stale["y"]))

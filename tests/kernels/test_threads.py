@@ -1,0 +1,209 @@
+"""Threads inside a call, calls in several threads, the GIL, and fork."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+import time
+from itertools import pairwise
+
+import pytest
+
+from bptt.truncation import Truncation
+from kernels import cases
+from kernels.cases import KIND, NATIVE, Case, assert_bits, run
+from kernels.law import assert_as_exact_as_torch
+from literal import KINDS
+
+pytestmark = NATIVE
+
+SHAPES = [
+    {"hidden": 1, "batch": 2, "time": 3, "inputs": 2},
+    {"hidden": 33, "batch": 7, "time": 9, "inputs": 5, "layers": 2},
+    {"hidden": 130, "batch": 1, "time": 20, "inputs": 40},
+    {"hidden": 70, "batch": 33, "time": 12, "inputs": 129, "bidirectional": True},
+    {"hidden": 256, "batch": 16, "time": 6, "inputs": 100},
+    {"hidden": 48, "batch": 9, "time": 30, "inputs": 60, "ids": True},
+]
+SHAPE = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: str(s["hidden"]))
+CUT = Truncation(2, 5)
+
+
+@SHAPE
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@KIND
+def test_the_same_bits_run_after_run(kind, threads, shape, set_threads):
+    set_threads(threads)
+    for truncation in (None, CUT):
+        if shape.get("bidirectional") and truncation:
+            continue
+        case = Case(kind, truncation=truncation, **shape)
+        module, data = case.modules()[0], case.data()
+        with cases.native_only():
+            first = run(module, data)
+            for _ in range(3):
+                assert_bits(run(module, data), first)
+
+
+@SHAPE
+@pytest.mark.parametrize("threads", [2, 3, 7])
+@KIND
+def test_as_exact_on_any_number_of_threads(kind, threads, shape, set_threads):
+    set_threads(threads)
+    assert_as_exact_as_torch(Case(kind, **shape))
+
+
+def test_calls_in_many_threads_at_once_are_the_calls_one_by_one(set_threads):
+    """Eight threads, other modules, sizes, truncations, forward and backward."""
+    set_threads(2)
+    jobs = []
+    for at in range(8):
+        shape = dict(SHAPES[(1, 3, 4, 5)[at % 4]])
+        truncation = None if shape.get("bidirectional") or at % 2 else CUT
+        case = Case(KINDS[at % 4], truncation=truncation, seed=at, **shape)
+        jobs.append((case.modules()[0], case.data()))
+    expected = [run(*job) for job in jobs]
+    start, found = threading.Barrier(8), [None] * 8
+
+    def work(at):
+        start.wait()
+        found[at] = [run(*jobs[at]) for _ in range(3)]
+
+    threads = [threading.Thread(target=work, args=(at,)) for at in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+        assert not thread.is_alive()
+    for runs, once in zip(found, expected, strict=True):
+        for again in runs:
+            assert_bits(again, once)
+
+
+def test_one_module_in_many_threads_at_once(set_threads):
+    set_threads(2)
+    case = Case("lstm", 40, batch=5, time=9, inputs=7, layers=2)
+    module, data = case.modules()[0].requires_grad_(False), case.data()
+    expected, found = module(data.x, data.state)[0], []
+
+    def work():
+        for _ in range(10):
+            found.append(module(data.x, data.state)[0])
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert len(found) == 40
+    for y in found:
+        assert_bits({"y": y}, {"y": expected})
+
+
+def test_other_threads_go_on_during_a_call():
+    """A counter beside a long call. The call is one kernel's work nearly throughout, so
+    a kernel that kept the GIL would leave one gap as long as it."""
+    case = Case("lstm", 256, batch=48, time=120, inputs=8)
+    module, data = case.modules()[0].requires_grad_(False), case.data()
+    stamps: list[float] = []
+    stop = threading.Event()
+
+    def count():
+        while not stop.is_set():
+            stamps.append(time.perf_counter())
+            time.sleep(0.0005)
+
+    counter = threading.Thread(target=count)
+    counter.start()
+    try:
+        shares = []
+        for _ in range(5):
+            begin = time.perf_counter()
+            module(data.x, data.state)
+            end = time.perf_counter()
+            inside = [begin, *(s for s in stamps if begin < s < end), end]
+            gaps = [b - a for a, b in pairwise(inside)]
+            shares.append(max(gaps) / (end - begin))
+    finally:
+        stop.set()
+        counter.join()
+    assert min(shares) < 0.5, f"longest gaps, as shares of the calls: {shares}"
+
+
+def _forward_and_backward(case, expected):
+    """In a child: 0 where it finds the same bits."""
+    assert_bits(run(case.modules()[0], case.data()), expected)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+# Python warns of any thread; those of torch and of the kernels are what this is about.
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.parametrize("threads", [1, 2])
+@KIND
+def test_a_forked_child_computes_the_same(kind, threads, set_threads):
+    """Though the parent's threads are not there, and while the parent goes on."""
+    set_threads(threads)
+    case = Case(kind, 64, batch=12, time=10, inputs=20)
+    expected = run(case.modules()[0], case.data())
+    context = multiprocessing.get_context("fork")
+    children = [
+        context.Process(target=_forward_and_backward, args=(case, expected))
+        for _ in range(2)
+    ]
+    for child in children:
+        child.start()
+    assert_bits(run(case.modules()[0], case.data()), expected)
+    codes = []
+    for child in children:
+        child.join(timeout=60)
+        if child.is_alive():
+            child.kill()
+            child.join()
+        codes.append(child.exitcode)
+    assert codes == [0, 0]  # a kill is -9: it hung
+
+
+FORK_FIRST = """
+import os, sys, torch, bptt
+torch.set_num_threads(2)
+lstm, x = bptt.LSTM(20, 64), torch.randn(10, 12, 20)
+
+def work():
+    lstm.zero_grad()
+    y, _ = lstm(x)
+    y.sum().backward()
+    return torch.cat([y.detach().flatten(), lstm.weight_hh_l0.grad.flatten()])
+
+def forked(expected=None):
+    child = os.fork()
+    if not child:
+        try:
+            found = work()
+            same = expected is None or torch.equal(found, expected)
+            os._exit(0 if same and found.isfinite().all() else 1)
+        finally:
+            os._exit(2)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+before = forked()
+expected = work()
+after = forked(expected)
+grandchild = os.fork()
+if not grandchild:
+    os._exit(forked(expected) if torch.equal(work(), expected) else 3)
+print(before, after, os.waitstatus_to_exitcode(os.waitpid(grandchild, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_children_forked_before_and_after_the_first_use(kernel):
+    found = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORK_FIRST],
+        env=os.environ | {"BPTT_KERNEL": kernel},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert found.stdout.split() == ["0"] * 3, found.stderr
