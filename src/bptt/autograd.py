@@ -20,7 +20,7 @@ from torch import Tensor
 from bptt import through_time
 from bptt.cells import Cell, Tape
 from bptt.cells.base import State
-from bptt.kernels import native
+from bptt.kernels import choice, native
 from bptt.through_time import Layer, LayerGradients
 from bptt.truncation import Truncation
 
@@ -82,18 +82,23 @@ def run(
                 "sequence; set the module's truncation to None there"
             )
         return _outputs(through_time.forward(layers, x, initial, masks))
-    is_native = native.applies(layers, x, (*masks, *tensors[1:]))
+    kernel = (
+        choice.active()
+        if native.applies(layers, x, (*masks, *tensors[1:]))
+        else choice.TORCH
+    )
     if torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in tensors
     ):
         cells = tuple(layer.cell for layer in layers)
-        plan = _Plan(cells, truncation, len(masks), is_native)
+        plan = _Plan(cells, truncation, len(masks), kernel)
         y, *final = _ThroughTime.apply(  # type: ignore[no-untyped-call]
             plan, x, *masks, *tensors[1:]
         )
         return y, _unflatten_states(plan.cells, final)
-    if is_native:
-        return _outputs(native.forward(layers, x, initial, masks, keep=False))
+    if kernel != choice.TORCH:
+        y, ends, _ = native.forward(kernel, layers, x, initial, masks, keep=False)
+        return y, ends
     return _outputs(through_time.forward(layers, x, initial, masks))
 
 
@@ -112,7 +117,7 @@ class _Plan:
     cells: tuple[Cell, ...]
     truncation: Truncation
     masks: int
-    is_native: bool
+    kernel: str
 
     def layers_and_states(
         self, tensors: Sequence[Tensor | None]
@@ -136,17 +141,22 @@ class _ThroughTime(torch.autograd.Function):
         """Keep the inputs and the tape; the tensors are masks, weights, states."""
         masks = [m for m in tensors[: plan.masks] if m is not None]
         layers, initial = plan.layers_and_states(tensors[plan.masks :])
-        engine = native if plan.is_native else through_time
-        tapes = engine.forward(layers, x, initial, masks)
+        if plan.kernel != choice.TORCH:
+            y, final, tapes = native.forward(
+                plan.kernel, layers, x, initial, masks, keep=True
+            )
+        else:
+            tapes = through_time.forward(layers, x, initial, masks)
+            # Copies: changing the outputs in place, as with torch.nn, is allowed.
+            y, final = _outputs(tapes)
+            y, final = y.clone(), [tuple(s.clone() for s in state) for state in final]
         ctx.plan = plan
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(
             x, *tensors, *(t for tape in tapes for t in (*tape.states, *tape.kept))
         )
         ctx.tape_sizes = [(len(tape.states), len(tape.kept)) for tape in tapes]
-        y, final = _outputs(tapes)
-        # A copy, so that changing the outputs in place, as with torch.nn, is allowed.
-        return (y.clone(), *(part.clone() for state in final for part in state))
+        return (y, *(part for state in final for part in state))
 
     @staticmethod
     @eager
@@ -165,32 +175,35 @@ class _ThroughTime(torch.autograd.Function):
         if dy is None:
             dy = given.new_zeros(x.shape[0], *state.shape)
         needs_dx = ctx.needs_input_grad[1] and x.is_floating_point()
-        again = torch.is_grad_enabled() or (
-            plan.is_native
-            and (inside_transform() or not native.applies(layers, x, (dy, *dfinal)))
-        )
-        if again:
-            tapes = through_time.forward(layers, x, initial, masks)
-        else:
-            tapes = _tapes(kept, ctx.tape_sizes)
-        if plan.is_native and not again:
+        is_native = plan.kernel != choice.TORCH
+        if (
+            is_native
+            and not torch.is_grad_enabled()
+            and not inside_transform()
+            and native.applies(layers, x, (dy, *dfinal))
+        ):
             dx, gradients = native.backward(
+                plan.kernel,
                 layers,
                 x,
                 masks,
-                tapes,
+                _tapes(kept, ctx.tape_sizes),
                 dy,
                 _unflatten_states(plan.cells, dfinal),
                 plan.truncation,
                 needs_dx=needs_dx,
             )
         else:
+            # The core's tapes are of no use to the definition.
+            again = is_native or torch.is_grad_enabled()
             ends = [given.new_zeros(state.shape) if d is None else d for d in dfinal]
             dx, gradients = through_time.backward(
                 layers,
                 x,
                 masks,
-                tapes,
+                through_time.forward(layers, x, initial, masks)
+                if again
+                else _tapes(kept, ctx.tape_sizes),
                 dy,
                 _unflatten_states(plan.cells, ends),
                 plan.truncation,

@@ -8,13 +8,13 @@ import torch
 from bptt import kernels
 from kernels.cases import CELLS, watch
 
-NATIVE = [name for name in kernels.available() if name != "torch"]
+NATIVES = [name for name in kernels.available() if name != "torch"]
 NONE = pytest.param(
     "none", marks=pytest.mark.skip(reason="no native kernel is installed here")
 )
 
 
-@pytest.fixture(params=NATIVE or [NONE])
+@pytest.fixture(params=NATIVES or [NONE])
 def kernel(request):
     """The name of a native kernel, which the modules use while the test runs."""
     with kernels.use(request.param):

@@ -61,10 +61,8 @@ def test_every_width(kind, hidden):
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @KIND
 def test_every_option(kind, options):
-    case = Case(kind, hidden=19, batch=5, time=7, inputs=11)
+    case = Case(kind, hidden=37, batch=5, time=7, inputs=11)
     assert_as_exact_as_torch(replace(case, **options))
-    wide = Case(kind, hidden=40, batch=9, time=6, inputs=3, seed=50)
-    assert_as_exact_as_torch(replace(wide, **options))
 
 
 @pytest.mark.parametrize(
@@ -115,7 +113,7 @@ def test_tanh_and_sigmoid_to_the_last_digits():
 
 
 @settings(
-    max_examples=60,
+    max_examples=40,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
@@ -140,8 +138,9 @@ def test_any_shape(case):
     assert_as_exact_as_torch(case)
 
 
-@pytest.mark.parametrize("layers", [2, 3])
-@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize(
+    ("layers", "bidirectional"), [(2, False), (3, False), (3, True)]
+)
 @KIND
 def test_dropout_between_layers_reaches_the_gradients(kind, layers, bidirectional):
     """One seed, the same masks as in the definition; another seed, other masks."""

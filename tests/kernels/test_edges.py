@@ -17,7 +17,7 @@ pytestmark = NATIVE
 nan, inf = torch.nan, torch.inf
 
 
-@pytest.mark.parametrize("hidden", [1, 19, 33])
+@pytest.mark.parametrize("hidden", [1, 21])
 @pytest.mark.parametrize("truncation", [None, bptt.Truncation(2, 3)], ids=str)
 @KIND
 def test_a_nan_stays_in_its_row(kind, truncation, hidden):
@@ -208,7 +208,7 @@ def test_shapes_that_vary_do_not_pile_up():
             return int(file.read().split()[1]) * 4096
 
     try:
-        before = some(50)
+        before = some(40)
     except FileNotFoundError:
         pytest.skip("the system has no /proc")
-    assert some(150) - before < 24 * 2**20
+    assert some(100) - before < 24 * 2**20

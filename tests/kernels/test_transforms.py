@@ -25,11 +25,16 @@ from kernels.cases import (
     assert_near,
     run,
 )
+from kernels.conftest import NATIVES, NONE
 from kernels.law import exact, steady
 from kernels.layouts import laid_out
 from literal import gradients, outputs
 
-pytestmark = NATIVE
+# This is all about what stands before the kernels, the same for each: so one of them.
+pytestmark = [
+    NATIVE,
+    pytest.mark.parametrize("kernel", NATIVES[:1] or [NONE], indirect=True),
+]
 
 TOLERANCE = 2e-5
 TRUNCATIONS = pytest.mark.parametrize(

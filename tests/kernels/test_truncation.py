@@ -40,10 +40,8 @@ def test_every_window_of_a_short_sequence(kind, k1):
 CUTS = [
     Truncation.chunks(1),
     Truncation.chunks(5),
-    Truncation.chunks(40),
     Truncation.per_output(0),
     Truncation.per_output(4),
-    Truncation.per_output(50),
     Truncation(3, 8),
     Truncation(4, 2),
     Truncation(13, 6),
@@ -57,7 +55,7 @@ CUTS = [
 @pytest.mark.parametrize("truncation", CUTS, ids=str)
 @KIND
 def test_odd_widths_and_stacks(kind, truncation):
-    for hidden, batch, layers in [(3, 1, 1), (33, 9, 1), (19, 5, 3)]:
+    for hidden, batch, layers in [(33, 9, 1), (19, 1, 3)]:
         assert_cut(Case(kind, hidden, batch, 13, inputs=6, layers=layers), truncation)
 
 
@@ -77,7 +75,7 @@ def test_every_option(kind, options):
         assert_cut(case, Truncation(*k))
 
 
-SOME = [(3, 3), (3, 5), (5, 2), (1, 4), (20, 15), (20, 2)]
+SOME = [(3, 3), (3, 5), (1, 4), (20, 15)]
 
 
 @KIND_AND_READS
@@ -91,7 +89,7 @@ def test_the_final_states_error_belongs_to_the_last_steps_pass(kind, reads):
 def test_one_tensor_alone_gets_its_gradient(kind):
     case = Case(kind, 12, batch=4, time=7, inputs=5, layers=2)
     for k in SOME:
-        for wanted in ["x", "h0", "weight_hh_l0", "weight_ih_l1", "bias_ih_l1"]:
+        for wanted in ["x", "h0", "weight_hh_l0", "bias_ih_l1"]:
             assert_cut(case, Truncation(*k), wanted=[wanted])
 
 
@@ -111,7 +109,7 @@ def test_dropout_masks_stand_between_the_layers_of_every_pass(kind, layers):
         seed=2,
     ).to(torch.float32)
     assert len(p.masks) == layers - 1
-    cuts = [Truncation(*k) for k in [(1, 3), (4, 4), (2, 5), (5, 3), (9, 4), (20, 14)]]
+    cuts = [Truncation(*k) for k in [(1, 3), (4, 4), (2, 5), (20, 14)]]
     for truncation in [Truncation.full(), *cuts]:
         with cases.native_only():
             found = _below_the_module(p, truncation)
@@ -152,7 +150,7 @@ def test_the_literal_definition_with_no_engine_between(kind):
 def test_chunks_are_what_detaching_gives(kind):
     case = steady(Case(kind, 18, batch=3, time=14, inputs=7, layers=2))
     data = case.data()
-    for k in (1, 4, 13):
+    for k in (1, 5):
         module = case.modules()[0]
         module.truncation = Truncation.chunks(k)
         chunked = run(module, data, reads={"y"})

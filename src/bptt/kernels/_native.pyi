@@ -1,22 +1,35 @@
 """The native core: see `csrc/bindings.cpp`. An array is (address, elements)."""
 
+from torch import Tensor
+
 _Array = tuple[int, int]
 _Layer = tuple[
     _Array,  # W
     _Array | None,  # U
     _Array,  # h
-    _Array | None,  # c
-    _Array | None,  # gates
-    _Array | None,  # extra
+    _Array | None,  # tape
     _Array | None,  # mask
     _Array | None,  # dh_end
     _Array | None,  # dc_end
-    _Array,  # delta
+    _Array | None,  # delta
     _Array | None,  # dh_start
     _Array | None,  # dc_start
 ]
+_Gradients = tuple[
+    int,  # inputs
+    _Array | None,  # x
+    _Array | None,  # ids
+    _Array,  # U
+    _Array | None,  # dU
+    _Array | None,  # dW
+    _Array | None,  # db_ih
+    _Array | None,  # db_hh
+    _Array | None,  # dx
+]
 
 def variants() -> list[str]: ...
+def empty(elements: int) -> Tensor: ...
+def tape_floats(name: str, cell: int, sizes: tuple[int, int, int]) -> int: ...
 def forward(
     name: str,
     threads: int,
@@ -29,33 +42,26 @@ def forward(
     b_ih: _Array | None,
     b_hh: _Array | None,
     h: _Array,
+    y: _Array | None,
     c: _Array | None,
-    gates: _Array | None,
-    extra: _Array | None,
-    keep: bool,
+    tape: _Array | None,
 ) -> None: ...
 def backward(
     name: str,
     threads: int,
     cell: int,
     sizes: tuple[int, int, int],
-    truncation: tuple[int, int],
+    truncation: tuple[int, int] | None,
     dy: _Array,
     layers: list[_Layer],
+    gradients: _Gradients | None,
 ) -> None: ...
 def gradients(
     name: str,
     threads: int,
     cell: int,
-    sizes: tuple[int, int, int, int],
+    sizes: tuple[int, int, int],
     delta: _Array,
-    x: _Array | None,
-    ids: _Array | None,
-    U: _Array,
     h: _Array,
-    dU: _Array | None,
-    dW: _Array | None,
-    db_ih: _Array | None,
-    db_hh: _Array | None,
-    dx: _Array | None,
+    gradients: _Gradients,
 ) -> None: ...

@@ -2,8 +2,13 @@
 
 The core takes addresses, so everything that makes an address right is checked here:
 exact tensors (no subclass, no wrapper of a transform), float32, CPU, contiguous.
+
+What the core keeps of a layer for the way back is h (time + 1, batch, state) and, for
+the gated cells, a tape in a layout of the kernel's own. A `Tape` here has h as its
+state and that tape as what is kept.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -18,6 +23,7 @@ from bptt.truncation import Truncation
 
 _CELLS: dict[type[Cell], int] = {TanhCell: 0, ReLUCell: 1, GRUCell: 2, LSTMCell: 3}
 _EXACT = (Tensor, torch.nn.Parameter)
+_LARGE = 1 << 18  # elements; below, an allocation costs less than the call
 _Array = tuple[int, int]
 
 
@@ -53,32 +59,45 @@ def applies(
 
 
 def forward(
+    kernel: str,
     layers: Sequence[Layer],
     x: Tensor,
     initial: Sequence[State],
     masks: Sequence[Tensor],
     *,
-    keep: bool = True,
-) -> list[Tape]:
-    """`through_time.forward`; the tapes are for this module's `backward` alone.
+    keep: bool,
+) -> tuple[Tensor, list[State], list[Tape]]:
+    """`through_time.forward`, by the kernel of this name.
 
     Args:
+        kernel: that also runs `backward`: tapes differ between kernels.
         layers: as there.
         x: as there.
         initial: as there.
         masks: as there.
-        keep: whether to keep what `backward` needs. Without, a state's parts other
-            than h have only their last entry.
+        keep: whether to keep tapes for `backward`.
+
+    Returns:
+        The outputs of the top layer, each layer's final state, and the tapes, which
+        share no memory with the others if they are kept.
     """
     tapes: list[Tape] = []
+    final: list[State] = []
+    y: Tensor | None = None
+    top = len(layers) - 1
     for index, (layer, state) in enumerate(zip(layers, initial, strict=True)):
         if index:
             x = _input_above(tapes[index - 1], index - 1, masks)
-        tapes.append(_scan(layer, x.contiguous(), state, keep=keep))
-    return tapes
+        if keep and index == top:
+            y = _empty(*x.shape[:2], layer.W.shape[1])
+        tape, end = _scan(kernel, layer, x.contiguous(), state, y, keep=keep)
+        tapes.append(tape)
+        final.append(end)
+    return (tapes[-1].states[0][1:] if y is None else y), final, tapes
 
 
 def backward(
+    kernel: str,
     layers: Sequence[Layer],
     x: Tensor,
     masks: Sequence[Tensor],
@@ -90,48 +109,105 @@ def backward(
     needs_dx: bool,
 ) -> tuple[Tensor | None, list[LayerGradients]]:
     """`through_time.backward`; parts of `dfinal` may be None, for zeros."""
-    time = dy.shape[0]
-    gradients: list[LayerGradients] = []
-    if truncation.is_full_over(time):
-        truncation = Truncation.full()  # the same in one pass
-        groups = [[index] for index in range(len(layers))]
-    else:
-        groups = [list(range(len(layers)))]
-    dx: Tensor | None = None
-    for group in reversed(groups):
-        bottom, top = group[0], group[-1] + 1
-        deltas, dstates = _sweep(
-            layers[bottom:top],
-            masks[bottom : top - 1],
-            tapes[bottom:top],
-            dy.contiguous(),
-            dfinal[bottom:top],
-            truncation,
-        )
-        for index in reversed(group):
-            inputs = _input_above(tapes[index - 1], index - 1, masks) if index else x
-            at = index - bottom
-            dx, gradient = _gradients(
-                layers[index],
-                inputs.contiguous(),
-                tapes[index],
-                deltas[at],
-                dstates[at],
-                needs_dx=needs_dx if index == 0 else index == bottom,
+    time, batch, hidden = dy.shape
+    full = truncation.is_full_over(time)
+    sizes = (time, batch, hidden)
+    threads = torch.get_num_threads()
+    cell = _CELLS[type(layers[0].cell)]
+    alive: list[Tensor] = []  # what addresses point to, until the calls return
+
+    def array(t: Tensor) -> _Array:
+        t = t.contiguous()
+        alive.append(t)
+        return t.data_ptr(), t.numel()
+
+    def maybe(t: Tensor | None) -> _Array | None:
+        return None if t is None else array(t)
+
+    results: list[LayerGradients] = []
+
+    def outputs(index: int, needs: bool) -> tuple[Tensor | None, tuple]:  # type: ignore[type-arg]
+        """New tensors for a layer's gradients, and what the core makes them from."""
+        layer = layers[index]
+        above = _input_above(tapes[index - 1], index - 1, masks) if index else x
+        dx = _empty(*above.shape) if needs else None
+        has_bias = layer.b_ih is not None
+        gates = layer.W.shape[0]
+        results.append(
+            LayerGradients(
+                dU=_empty(*layer.U.shape),
+                dW=_empty(*layer.W.shape),
+                db_ih=_empty(gates) if has_bias else None,
+                db_hh=_empty(gates) if has_bias else None,
+                dstate=dstates[index],
             )
-            gradients.append(gradient)
-        if bottom:
-            assert dx is not None
-            dy = dx.mul_(masks[bottom - 1]) if masks else dx
-    return dx, gradients[::-1]
+        )
+        new = results[-1]
+        is_float = above.is_floating_point()
+        return dx, (
+            layer.U.shape[1],
+            array(above) if is_float else None,
+            None if is_float else array(above),
+            array(layer.U),
+            array(new.dU),
+            array(new.dW),
+            maybe(new.db_ih),
+            maybe(new.db_hh),
+            maybe(dx),
+        )
+
+    def given(index: int, delta: Tensor | None, *, in_stack: bool) -> tuple:  # type: ignore[type-arg]
+        layer, tape, ends = layers[index], tapes[index], dfinal[index]
+        return (
+            array(layer.W),
+            array(layer.U) if in_stack and index else None,
+            array(tape.states[0]),
+            array(tape.kept[0]) if tape.kept else None,
+            array(masks[index]) if in_stack and index < len(masks) else None,
+            maybe(ends[0]),
+            maybe(ends[1]) if len(ends) > 1 else None,
+            maybe(delta),
+            array(dstates[index][0]),
+            array(dstates[index][1]) if len(ends) > 1 else None,
+        )
+
+    dstates = [tuple(dy.new_zeros(batch, hidden) for _ in ends) for ends in dfinal]
+    dx: Tensor | None = None
+    if full:  # layer by layer, from the top
+        for index in range(len(layers) - 1, -1, -1):
+            dx, gradients = outputs(index, needs_dx or index > 0)
+            layer = given(index, None, in_stack=False)
+            _native.backward(
+                kernel, threads, cell, sizes, None, array(dy), [layer], gradients
+            )
+            if index:
+                assert dx is not None
+                dy = dx.mul_(masks[index - 1]) if masks else dx
+    else:  # all layers together, pass by pass
+        assert truncation.k1 is not None
+        assert truncation.k2 is not None
+        gates = layers[0].W.shape[0]
+        width = 4 * hidden if gates == 3 * hidden else gates
+        # Where every step is visited by one pass alone, all of it is written.
+        fresh = _empty if truncation.k1 == truncation.k2 else dy.new_zeros
+        deltas = [fresh(time, batch, width) for _ in layers]
+        stack = [given(i, delta, in_stack=True) for i, delta in enumerate(deltas)]
+        passes = (truncation.k1, truncation.k2)
+        _native.backward(kernel, threads, cell, sizes, passes, array(dy), stack, None)
+        for index in range(len(layers) - 1, -1, -1):
+            dx, gradients = outputs(index, needs_dx and index == 0)
+            h = array(tapes[index].states[0])
+            delta = array(deltas[index])
+            _native.gradients(kernel, threads, cell, sizes, delta, h, gradients)
+    return dx, results[::-1]
 
 
-def _array(t: Tensor) -> _Array:
-    return t.data_ptr(), t.numel()
-
-
-def _maybe(t: Tensor | None) -> _Array | None:
-    return None if t is None else (t.data_ptr(), t.numel())
+def _empty(*shape: int) -> Tensor:
+    """Uninitialised float32 on the CPU; large tensors from memory that is used again."""
+    elements = math.prod(shape)
+    if elements < _LARGE:
+        return torch.empty(shape, dtype=torch.float32, device="cpu")
+    return _native.empty(elements).view(shape)
 
 
 def _input_above(tape: Tape, index: int, masks: Sequence[Tensor]) -> Tensor:
@@ -139,137 +215,41 @@ def _input_above(tape: Tape, index: int, masks: Sequence[Tensor]) -> Tensor:
     return y * masks[index] if masks else y
 
 
-def _contiguous(t: Tensor | None) -> Tensor | None:
-    return None if t is None else t.contiguous()
-
-
-def _scan(layer: Layer, x: Tensor, state: State, *, keep: bool) -> Tape:
+def _scan(
+    kernel: str, layer: Layer, x: Tensor, state: State, y: Tensor | None, *, keep: bool
+) -> tuple[Tape, State]:
+    """One layer forward; its outputs also to `y`, if given."""
     time, batch = x.shape[:2]
-    gates, hidden = layer.W.shape
+    hidden = layer.W.shape[1]
+    cell = _CELLS[type(layer.cell)]
     U, W = layer.U.contiguous(), layer.W.contiguous()
-    b_ih, b_hh = _contiguous(layer.b_ih), _contiguous(layer.b_hh)
-    h = W.new_empty(time + 1, batch, hidden)
+    b_ih, b_hh = layer.b_ih, layer.b_hh
+    if b_ih is not None and b_hh is not None:
+        b_ih, b_hh = b_ih.contiguous(), b_hh.contiguous()
+    h = _empty(time + 1, batch, hidden)
     h[0] = state[0]
-    c: Tensor | None = None
-    if len(state) > 1:
-        if keep:
-            c = torch.empty_like(h)
-            c[0] = state[1]
-        else:
-            c = state[1].clone(memory_format=torch.contiguous_format)
-    kept: tuple[Tensor, ...] = ()
-    if keep and gates > hidden:
-        kept = W.new_empty(time, batch, gates), W.new_empty(time, batch, hidden)
+    c = state[1].clone(memory_format=torch.contiguous_format) if state[1:] else None
+    tape: Tensor | None = None
+    if keep and cell > 1:
+        tape = _empty(_native.tape_floats(kernel, cell, (time, batch, hidden)))
     is_float = x.is_floating_point()
     _native.forward(
-        choice.active(),
+        kernel,
         torch.get_num_threads(),
-        _CELLS[type(layer.cell)],
+        cell,
         (time, batch, U.shape[1], hidden),
-        _array(x) if is_float else None,
-        None if is_float else _array(x),
-        _array(U),
-        _array(W),
-        _maybe(b_ih),
-        _maybe(b_hh),
-        _array(h),
-        _maybe(c),
-        _array(kept[0]) if kept else None,
-        _array(kept[1]) if kept else None,
-        keep,
+        (x.data_ptr(), x.numel()) if is_float else None,
+        None if is_float else (x.data_ptr(), x.numel()),
+        (U.data_ptr(), U.numel()),
+        (W.data_ptr(), W.numel()),
+        None if b_ih is None else (b_ih.data_ptr(), b_ih.numel()),
+        None if b_hh is None else (b_hh.data_ptr(), b_hh.numel()),
+        (h.data_ptr(), h.numel()),
+        None if y is None else (y.data_ptr(), y.numel()),
+        None if c is None else (c.data_ptr(), c.numel()),
+        None if tape is None else (tape.data_ptr(), tape.numel()),
     )
-    return Tape((h,) if c is None else (h, c if keep else c.unsqueeze(0)), kept)
-
-
-def _sweep(
-    layers: Sequence[Layer],
-    masks: Sequence[Tensor],
-    tapes: Sequence[Tape],
-    dy: Tensor,
-    dfinal: Sequence[Sequence[Tensor | None]],
-    truncation: Truncation,
-) -> tuple[list[Tensor], list[State]]:
-    """All passes back through a stack; the layout of delta is the core's."""
-    time, batch, hidden = dy.shape
-    k1 = time if truncation.k1 is None else truncation.k1
-    k2 = time if truncation.k2 is None else truncation.k2
-    gates = layers[0].W.shape[0]
-    width = 4 * hidden if gates == 3 * hidden else gates
-    # Where every step is visited by one pass alone, all of it is written.
-    fresh = dy.new_empty if k1 == k2 else dy.new_zeros
-    deltas = [fresh(time, batch, width) for _ in layers]
-    dstates = [tuple(dy.new_zeros(batch, hidden) for _ in t.states) for t in tapes]
-    given = []
-    alive: list[Tensor] = []  # until the call returns
-
-    def array(t: Tensor | None) -> _Array | None:
-        if t is None:
-            return None
-        t = t.contiguous()
-        alive.append(t)
-        return _array(t)
-
-    def second(parts: Sequence[Tensor | None]) -> Tensor | None:
-        return parts[1] if len(parts) > 1 else None
-
-    for index, (layer, tape) in enumerate(zip(layers, tapes, strict=True)):
-        W = array(layer.W)
-        assert W is not None
-        given.append(
-            (
-                W,
-                array(layer.U) if index else None,
-                _array(tape.states[0]),
-                _maybe(second(tape.states)),
-                _array(tape.kept[0]) if tape.kept else None,
-                _array(tape.kept[1]) if tape.kept else None,
-                array(masks[index]) if index < len(masks) else None,
-                array(dfinal[index][0]),
-                array(second(dfinal[index])),
-                _array(deltas[index]),
-                _array(dstates[index][0]),
-                _maybe(second(dstates[index])),
-            )
-        )
-    _native.backward(
-        choice.active(),
-        torch.get_num_threads(),
-        _CELLS[type(layers[0].cell)],
-        (time, batch, hidden),
-        (k1, k2),
-        _array(dy),
-        given,
+    end = h[time].clone() if keep else h[time]
+    return Tape((h,), () if tape is None else (tape,)), (
+        (end,) if c is None else (end, c)
     )
-    return deltas, dstates
-
-
-def _gradients(
-    layer: Layer, x: Tensor, tape: Tape, delta: Tensor, dstate: State, *, needs_dx: bool
-) -> tuple[Tensor | None, LayerGradients]:
-    time, batch = x.shape[:2]
-    gates, hidden = layer.W.shape
-    U = layer.U.contiguous()
-    dU = delta.new_empty(U.shape)
-    dW = delta.new_empty(gates, hidden)
-    db_ih = db_hh = None
-    if layer.b_ih is not None:
-        db_ih, db_hh = delta.new_empty(gates), delta.new_empty(gates)
-    is_float = x.is_floating_point()
-    dx = torch.empty_like(x) if needs_dx else None
-    _native.gradients(
-        choice.active(),
-        torch.get_num_threads(),
-        _CELLS[type(layer.cell)],
-        (time, batch, U.shape[1], hidden),
-        _array(delta),
-        _array(x) if is_float else None,
-        None if is_float else _array(x),
-        _array(U),
-        _array(tape.states[0]),
-        _array(dU),
-        _array(dW),
-        _maybe(db_ih),
-        _maybe(db_hh),
-        _maybe(dx),
-    )
-    return dx, LayerGradients(dU, dW, db_ih, db_hh, dstate)

@@ -3,6 +3,7 @@
 // the definition of what is computed here).
 #pragma once
 
+#include "gradients.h"
 #include "schedule.h"
 
 namespace bptt {
@@ -31,25 +32,27 @@ struct BackwardRow {
   const float* dy;      // or null
   const float* dh_end;  // or null
   const float* dc_end;
-  const float* h_prev;
-  const float* h;
-  const float* c_prev;
-  const float* gates;
-  const float* extra;
+  const float* h;     // RNN
+  const float* tape;  // (tape_blocks, kPanel)
   float* carry;    // GRU dh, LSTM dc past the gates, to the step before
   float* previous; // the pass's delta, where the next lag's product reads it
-  float* delta;    // summed over passes
+  float* delta;    // summed over passes; or null
   int64_t hidden;
 };
 
-template <Cell kCell, bool kAdd>
+// What happens to `delta`.
+enum class Sum { kNone, kStore, kAdd };
+
+template <Cell kCell, Sum kSum>
 __attribute__((always_inline)) inline void backward_units(const BackwardRow& row, int at, int lanes) {
   const int64_t H = row.hidden;
-  auto gate = [&](int g) { return load(row.gates + g * H + at, lanes); };
+  auto recall = [&](int block) { return load(row.tape + block * kPanel + at); };
   auto put = [&](int block, Vec v) {
     store(row.previous + block * H + at, v, lanes);
-    float* delta = row.delta + block * H + at;
-    store(delta, kAdd ? load(delta, lanes) + v : v, lanes);
+    if constexpr (kSum != Sum::kNone) {
+      float* delta = row.delta + block * H + at;
+      store(delta, kSum == Sum::kAdd ? load(delta, lanes) + v : v, lanes);
+    }
   };
   Vec dh = load(row.ds + at);
   if (row.dy) dh += load(row.dy + at, lanes);
@@ -62,21 +65,20 @@ __attribute__((always_inline)) inline void backward_units(const BackwardRow& row
     put(0, h > 0.0f ? dh : dh * 0.0f);
   } else if constexpr (kCell == Cell::kGru) {
     dh += load(row.carry + at, lanes);
-    Vec r = gate(0), u = gate(1), n = gate(2);
+    Vec r = recall(0), u = recall(1), n = recall(2);
     Vec dn = dh * (1.0f - u) * (1.0f - n * n);
     put(0, dn * r);
-    put(1, dn * load(row.extra + at, lanes) * (r * (1.0f - r)));
-    put(2, dh * (load(row.h_prev + at, lanes) - n) * (u * (1.0f - u)));
+    put(1, dn * recall(3) * (r * (1.0f - r)));
+    put(2, dh * (recall(4) - n) * (u * (1.0f - u)));
     put(3, dn);
     store(row.carry + at, dh * u, lanes);
   } else {
     Vec dc = load(row.carry + at, lanes);
     if (row.dc_end) dc += load(row.dc_end + at, lanes);
-    Vec i = gate(0), f = gate(1), g = gate(2), o = gate(3);
-    Vec tanh_c = load(row.extra + at, lanes);
+    Vec i = recall(0), f = recall(1), g = recall(2), o = recall(3), tanh_c = recall(4);
     dc += dh * o * (1.0f - tanh_c * tanh_c);
     put(0, dc * g * (i * (1.0f - i)));
-    put(1, dc * load(row.c_prev + at, lanes) * (f * (1.0f - f)));
+    put(1, dc * recall(5) * (f * (1.0f - f)));
     put(2, dc * i * (1.0f - g * g));
     put(3, dh * tanh_c * (o * (1.0f - o)));
     store(row.carry + at, dc * f, lanes);
@@ -96,16 +98,21 @@ class BackwardScan {
     // Per layer: packed W, packed U, the passes' deltas of two lags, their carries.
     const int64_t packed = panels() * depth() * kPanel;
     const int64_t carries = kCarry ? rows * padded_stride(b_.hidden) : 0;
-    const int64_t each = 2 * packed + 2 * rows * ld() + carries;
+    const int64_t deltas = (fused() ? piece() * b_.batch : rows) * ld();
+    const int64_t each = 2 * packed + 2 * deltas + carries;
     Scratch<> memory(b_.layers * each);
     Scratch<> products(threads * kGroupRows * kPanel);
     Scratch<LayerMemory> layer_memory(b_.layers);
+    const Gradients none{};
+    GradientProducts<kCell> products_of(fused() ? *b_.gradients : none, b_.hidden,
+                                        threads);
+    if (!products_of) return false;
     if (!memory || !products || !layer_memory) return false;
     for (int l = 0; l < b_.layers; ++l) {
       float* W = memory.get() + l * each;
       float* previous = W + 2 * packed;
-      layer_memory.get()[l] = {W, W + packed, {previous, previous + rows * ld()},
-                               previous + 2 * rows * ld()};
+      layer_memory.get()[l] = {W, W + packed, {previous, previous + deltas},
+                               previous + 2 * deltas};
     }
     layer_memory_ = layer_memory.get();
     Barrier all, groups[kMostRowParts];
@@ -123,7 +130,7 @@ class BackwardScan {
         clear(p);
       }
       all.wait();
-      if (!mine && !overlap) return;
+      if (!mine && !overlap && !fused()) return;
       for (int64_t lag = passes_.first_lag(); lag < passes_.end_lag(); ++lag) {
         for (int l = b_.layers - 1; l >= 0; --l) {
           if (mine) step(p, l, lag);
@@ -132,9 +139,21 @@ class BackwardScan {
         }
         if (mine && passes_.step(passes_.first(lag), lag) == 0) start(p, lag);
         if (overlap) all.wait();
+        if (fused() && ((lag + 1) % piece() == 0 || lag + 1 == b_.time)) {
+          all.wait();
+          const Gradients& g = *b_.gradients;
+          const int64_t begin = piece_begin(lag), row = begin * b_.batch;
+          products_of.add(part, (b_.time - lag / piece() * piece() - begin) * b_.batch,
+                          previous(0, lag), ld(), b_.layer[0].h + row * b_.hidden,
+                          g.x ? g.x + row * g.inputs : nullptr,
+                          g.ids ? g.ids + row : nullptr,
+                          g.dx ? g.dx + row * g.inputs : nullptr,
+                          lag < piece());
+        }
       }
     };
     parallel(team, work);
+    if (fused()) products_of.finish();
     return true;
   }
 
@@ -157,7 +176,18 @@ class BackwardScan {
   int64_t panels() const { return ceil_div(b_.hidden, kPanel); }
   int64_t depth() const { return kGates * b_.hidden; }
   int64_t ld() const { return padded_stride(kBlocks * b_.hidden); }
-  float* previous(int l, int64_t lag) const { return layer_memory_[l].previous[lag & 1]; }
+  bool fused() const { return b_.gradients != nullptr; }
+  // Steps whose deltas are kept until their products are formed, when fused.
+  int64_t piece() const { return min(b_.time, max(1, kDepth / b_.batch)); }
+  int64_t piece_begin(int64_t lag) const {
+    return max(0, b_.time - (lag / piece() + 1) * piece());
+  }
+  // The rows of the passes' deltas at a lag.
+  float* previous(int l, int64_t lag) const {
+    if (!fused()) return layer_memory_[l].previous[lag & 1];
+    return layer_memory_[l].previous[lag / piece() & 1] +
+           (b_.time - 1 - lag - piece_begin(lag)) * b_.batch * ld();
+  }
 
   void pack_weights(int part, int threads) const {
     const int64_t H = b_.hidden;
@@ -244,18 +274,8 @@ class BackwardScan {
     const int64_t H = b_.hidden, at = u * kPanel, units = min(kPanel, H - at);
     const int64_t row = step_row(r, lag);
     if (l == b_.layers - 1) prefetch<false>(b_.dy + row * H + at, units);
-    if constexpr (kCell == Cell::kLstm)
-      prefetch<false>(layer.c + row * H + at, units);
-    else if constexpr (kCell == Cell::kGru)
-      prefetch<false>(layer.h + row * H + at, units);
-    else
-      prefetch<false>(layer.h + (row + b_.batch) * H + at, units);
-    if constexpr (kCarry) {
-      prefetch<false>(layer.extra + row * H + at, units);
-      for (int gate = 0; gate < kGates; ++gate)
-        prefetch<false>(layer.gates + (row * kGates + gate) * H + at, units);
-    }
-    for (int block = 0; block < kBlocks; ++block)
+    if constexpr (!kCarry) prefetch<false>(layer.h + (row + b_.batch) * H + at, units);
+    for (int block = 0; !fused() && block < kBlocks; ++block)
       prefetch<true>(layer.delta + (row * kBlocks + block) * H + at, units);
   }
 
@@ -277,26 +297,27 @@ class BackwardScan {
     if (l == b_.layers - 1 && lag < passes_.k1) to.dy = b_.dy + row * H + at;
     if (ends && layer.dh_end) to.dh_end = layer.dh_end + b * H + at;
     if (ends && layer.dc_end) to.dc_end = layer.dc_end + b * H + at;
-    to.h_prev = layer.h + row * H + at;
-    to.h = layer.h + (row + b_.batch) * H + at;
-    if constexpr (kCell == Cell::kLstm) to.c_prev = layer.c + row * H + at;
     if constexpr (kCarry) {
-      to.gates = layer.gates + row * kGates * H + at;
-      to.extra = layer.extra + row * H + at;
+      to.tape = layer.tape + tape_at(kCell, panels(), b_.batch, step, u, b);
       to.carry = memory.carry + r * carry_ld() + at;
+    } else {
+      to.h = layer.h + (row + b_.batch) * H + at;
     }
     to.previous = previous(l, lag) + r * ld() + at;
-    to.delta = layer.delta + row * kBlocks * H + at;
+    if (!fused()) to.delta = layer.delta + row * kBlocks * H + at;
     for (int64_t unit = 0; unit < min(kPanel, H - at); unit += kLanes) {
       const int first = static_cast<int>(unit);
       const int rest = static_cast<int>(min(kLanes, H - at - unit));
       const bool whole = rest == kLanes;  // a constant, so that nothing is masked
-      if (passes_.overlap())
-        whole ? backward_units<kCell, true>(to, first, kLanes)
-              : backward_units<kCell, true>(to, first, rest);
+      if (fused())
+        whole ? backward_units<kCell, Sum::kNone>(to, first, kLanes)
+              : backward_units<kCell, Sum::kNone>(to, first, rest);
+      else if (passes_.overlap())
+        whole ? backward_units<kCell, Sum::kAdd>(to, first, kLanes)
+              : backward_units<kCell, Sum::kAdd>(to, first, rest);
       else
-        whole ? backward_units<kCell, false>(to, first, kLanes)
-              : backward_units<kCell, false>(to, first, rest);
+        whole ? backward_units<kCell, Sum::kStore>(to, first, kLanes)
+              : backward_units<kCell, Sum::kStore>(to, first, rest);
     }
   }
 

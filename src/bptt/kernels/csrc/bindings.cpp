@@ -2,17 +2,20 @@
 // elements behind them, from `bptt.kernels.native`, which has checked dtype, device and
 // layout; here every size is held to every shape before anything is read or written.
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "blocks.h"
 #include "layer.h"
 #include "threads.h"
 
@@ -98,22 +101,28 @@ Sizes sizes_of(int64_t time, int64_t batch, int64_t inputs, int64_t hidden) {
   return {time, batch, inputs, hidden};
 }
 
+int64_t tape_floats(const std::string& name, int cell,
+                    std::tuple<int64_t, int64_t, int64_t> sizes) {
+  const auto [T, B, H] = sizes;
+  sizes_of(T, B, H, H);
+  elements({T + 1, B, 8, H + 64});
+  return variant(name).tape_floats(cell_of(cell), T, B, H);
+}
+
 void forward(const std::string& name, int threads, int kind,
              std::tuple<int64_t, int64_t, int64_t, int64_t> sizes, MaybeArray x,
              MaybeArray ids, Array U, Array W, MaybeArray b_ih, MaybeArray b_hh, Array h,
-             MaybeArray c, MaybeArray gates, MaybeArray extra, bool keep) {
+             MaybeArray y, MaybeArray c, MaybeArray tape) {
   const bptt::Kernels& kernels = variant(name);
   const auto [T, B, I, H] = std::apply(sizes_of, sizes);
   require_threads(threads);
   bptt::Forward l{};
   l.cell = cell_of(kind);
   const int64_t width = bptt::gates(l.cell) * H;
-  const bool lstm = l.cell == Cell::kLstm, simple = width == H;
   l.time = T;
   l.batch = B;
   l.inputs = I;
   l.hidden = H;
-  l.keep = keep;
   require(x.has_value() != ids.has_value(), "give x or ids");
   l.x = at(x, "x", {T, B, I});
   l.ids = at<int64_t>(ids, "ids", {T, B});
@@ -123,26 +132,48 @@ void forward(const std::string& name, int threads, int kind,
   l.b_ih = at(b_ih, "b_ih", {width});
   l.b_hh = at(b_hh, "b_hh", {width});
   l.h = at(h, "h", {T + 1, B, H});
-  require(c.has_value() == lstm, "c is for LSTM");
-  l.c = keep ? at(c, "c", {T + 1, B, H}) : at(c, "c", {B, H});
-  require(gates.has_value() == (keep && !simple), "gates are kept by GRU and LSTM");
-  require(extra.has_value() == gates.has_value(), "gates and extra go together");
-  l.gates = at(gates, "gates", {T, B, width});
-  l.extra = at(extra, "extra", {T, B, H});
+  l.y = at(y, "y", {T, B, H});
+  require(c.has_value() == (l.cell == Cell::kLstm), "c is for LSTM");
+  l.c = at(c, "c", {B, H});
+  l.tape = at(tape, "tape", {kernels.tape_floats(l.cell, T, B, H)});
   nb::gil_scoped_release released;
   if (l.ids) require_ids(l.ids, T * B, I);
   bptt::Team team(threads);
   require_memory(bptt::layer_forward(kernels, team, l));
 }
 
-using LayerTuple = std::tuple<Array, MaybeArray, Array, MaybeArray, MaybeArray, MaybeArray,
-                              MaybeArray, MaybeArray, MaybeArray, Array, MaybeArray,
-                              MaybeArray>;
+using LayerTuple =
+    std::tuple<Array, MaybeArray, Array, MaybeArray, MaybeArray, MaybeArray, MaybeArray,
+               MaybeArray, MaybeArray, MaybeArray>;
+
+using GradientTuple =
+    std::tuple<int64_t, MaybeArray, MaybeArray, Array, MaybeArray, MaybeArray, MaybeArray,
+               MaybeArray, MaybeArray>;
+
+bptt::Gradients gradients_of(const GradientTuple& tuple, int64_t T, int64_t B, int64_t H,
+                             int64_t width) {
+  const auto& [I, x, ids, U, dU, dW, db_ih, db_hh, dx] = tuple;
+  sizes_of(T, B, I, H);
+  bptt::Gradients g{};
+  g.inputs = I;
+  require(x.has_value() != ids.has_value(), "give x or ids");
+  g.x = at(x, "x", {T, B, I});
+  g.ids = at<int64_t>(ids, "ids", {T, B});
+  g.U = at(U, "U", {width, I});
+  g.dU = at(dU, "dU", {width, I});
+  g.dW = at(dW, "dW", {width, H});
+  g.db_ih = at(db_ih, "db_ih", {width});
+  g.db_hh = at(db_hh, "db_hh", {width});
+  g.dx = at(dx, "dx", {T, B, I});
+  if (g.ids) require_ids(g.ids, T * B, I);
+  return g;
+}
 
 void backward(const std::string& name, int threads, int kind,
               std::tuple<int64_t, int64_t, int64_t> sizes,
-              std::pair<int64_t, int64_t> truncation, Array dy,
-              const std::vector<LayerTuple>& layers) {
+              std::optional<std::pair<int64_t, int64_t>> truncation, Array dy,
+              const std::vector<LayerTuple>& layers,
+              const std::optional<GradientTuple>& gradients) {
   const bptt::Kernels& kernels = variant(name);
   const auto [T, B, H] = sizes;
   sizes_of(T, B, H, H);
@@ -150,36 +181,34 @@ void backward(const std::string& name, int threads, int kind,
   bptt::Backward b{};
   b.cell = cell_of(kind);
   const int64_t width = bptt::gates(b.cell) * H;
-  const bool lstm = b.cell == Cell::kLstm, simple = width == H;
+  const int64_t tape_size = kernels.tape_floats(b.cell, T, B, H);
   b.time = T;
   b.batch = B;
   b.hidden = H;
-  b.k1 = truncation.first;
-  b.k2 = truncation.second;
+  b.k1 = truncation ? truncation->first : T;
+  b.k2 = truncation ? truncation->second : T;
   require(b.k1 > 0 && b.k2 > 0, "k1 and k2 must be positive");
   elements({b.k1, 4});
   elements({b.k2, 4});
   elements({T + b.k1, B, 4, H});  // no more rows than that run
   b.dy = at(dy, "dy", {T, B, H});
   require(!layers.empty() && layers.size() < 1u << 20, "give the layers");
+  require(!gradients || (!truncation && layers.size() == 1),
+          "gradients along the way are those of one layer under full BPTT");
   std::vector<bptt::BackwardLayer> each;
   for (const LayerTuple& tuple : layers) {
-    const auto& [W, U, h, c, gates, extra, mask, dh_end, dc_end, delta, dh_start,
-                 dc_start] = tuple;
+    const auto& [W, U, h, tape, mask, dh_end, dc_end, delta, dh_start, dc_start] = tuple;
     bptt::BackwardLayer l{};
     l.W = at(W, "W", {width, H});
     l.U = each.empty() ? nullptr : at(U, "U", {width, H});
     require(each.empty() || l.U, "U is needed towards the layer below");
     l.h = at(h, "h", {T + 1, B, H});
-    require(c.has_value() == lstm, "c is for LSTM");
-    l.c = at(c, "c", {T + 1, B, H});
-    require(gates.has_value() == !simple, "gates are for GRU and LSTM");
-    require(extra.has_value() == !simple, "extra is for GRU and LSTM");
-    l.gates = at(gates, "gates", {T, B, width});
-    l.extra = at(extra, "extra", {T, B, H});
+    require(tape.has_value() == (tape_size > 0), "the gated cells have a tape");
+    l.tape = at(tape, "tape", {tape_size});
     l.mask = at(mask, "mask", {T, B, H});
     l.dh_end = at(dh_end, "dh_end", {B, H});
     l.dc_end = at(dc_end, "dc_end", {B, H});
+    require(delta.has_value() != gradients.has_value(), "give delta or gradients");
     l.delta = at(delta, "delta", {T, B, bptt::delta_blocks(b.cell) * H});
     l.dh_start = at(dh_start, "dh_start", {B, H});
     l.dc_start = at(dc_start, "dc_start", {B, H});
@@ -188,39 +217,50 @@ void backward(const std::string& name, int threads, int kind,
   b.layers = static_cast<int>(each.size());
   b.layer = each.data();
   nb::gil_scoped_release released;
+  bptt::Gradients g{};
+  if (gradients) {
+    g = gradients_of(*gradients, T, B, H, width);
+    b.gradients = &g;
+  }
   bptt::Team team(threads);
-  require_memory(kernels.backward(team, b));
+  require_memory(bptt::layer_backward(kernels, team, b));
 }
 
 void gradients(const std::string& name, int threads, int kind,
-               std::tuple<int64_t, int64_t, int64_t, int64_t> sizes, Array delta,
-               MaybeArray x, MaybeArray ids, Array U, Array h, MaybeArray dU,
-               MaybeArray dW, MaybeArray db_ih, MaybeArray db_hh, MaybeArray dx) {
+               std::tuple<int64_t, int64_t, int64_t> sizes, Array delta, Array h,
+               const GradientTuple& gradients) {
   const bptt::Kernels& kernels = variant(name);
-  const auto [T, B, I, H] = std::apply(sizes_of, sizes);
+  const auto [T, B, H] = sizes;
+  sizes_of(T, B, H, H);
   require_threads(threads);
-  bptt::LayerGradients l{};
-  l.cell = cell_of(kind);
-  const int64_t width = bptt::gates(l.cell) * H;
-  l.time = T;
-  l.batch = B;
-  l.inputs = I;
-  l.hidden = H;
-  l.delta = at(delta, "delta", {T, B, bptt::delta_blocks(l.cell) * H});
-  require(x.has_value() != ids.has_value(), "give x or ids");
-  l.x = at(x, "x", {T, B, I});
-  l.ids = at<int64_t>(ids, "ids", {T, B});
-  l.U = at(U, "U", {width, I});
-  l.h = at(h, "h", {T + 1, B, H});
-  l.dU = at(dU, "dU", {width, I});
-  l.dW = at(dW, "dW", {width, H});
-  l.db_ih = at(db_ih, "db_ih", {width});
-  l.db_hh = at(db_hh, "db_hh", {width});
-  l.dx = at(dx, "dx", {T, B, I});
+  const Cell cell = cell_of(kind);
+  const float* delta_at = at(delta, "delta", {T, B, bptt::delta_blocks(cell) * H});
+  const float* h_at = at(h, "h", {T + 1, B, H});
   nb::gil_scoped_release released;
-  if (l.ids) require_ids(l.ids, T * B, I);
+  const bptt::Gradients g = gradients_of(gradients, T, B, H, bptt::gates(cell) * H);
   bptt::Team team(threads);
-  require_memory(bptt::layer_gradients(kernels, team, l));
+  require_memory(
+      bptt::layer_gradients(kernels, team, cell, T, B, H, delta_at, h_at, g));
+}
+
+// A float32 tensor of uninitialised memory that is used again.
+nb::ndarray<nb::pytorch, float, nb::ndim<1>, nb::c_contig, nb::device::cpu> empty(
+    int64_t count) {
+  struct Owned {
+    void* block;
+    size_t capacity;
+  };
+  require(count >= 0 && count <= kMostElements, "a size is out of range");
+  auto owned = std::make_unique<Owned>();
+  owned->block = bptt::take_block(static_cast<size_t>(count) * sizeof(float),
+                                  &owned->capacity);
+  if (!owned->block) throw std::bad_alloc();
+  void* block = owned->block;
+  nb::capsule owner(owned.release(), [](void* data) noexcept {
+    std::unique_ptr<Owned> mine(static_cast<Owned*>(data));
+    bptt::give_block(mine->block, mine->capacity);
+  });
+  return {static_cast<float*>(block), {static_cast<size_t>(count)}, owner};
 }
 
 std::vector<std::string> variants() {
@@ -237,12 +277,12 @@ NB_MODULE(_native, m) {
   m.def("forward", &forward, nb::arg("name"), nb::arg("threads"), nb::arg("cell"),
         nb::arg("sizes"), nb::arg("x").none(), nb::arg("ids").none(), nb::arg("U"),
         nb::arg("W"), nb::arg("b_ih").none(), nb::arg("b_hh").none(), nb::arg("h"),
-        nb::arg("c").none(), nb::arg("gates").none(), nb::arg("extra").none(),
-        nb::arg("keep"));
+        nb::arg("y").none(), nb::arg("c").none(), nb::arg("tape").none());
+  m.def("tape_floats", &tape_floats, nb::arg("name"), nb::arg("cell"), nb::arg("sizes"));
+  m.def("empty", &empty, nb::arg("elements"));
   m.def("backward", &backward, nb::arg("name"), nb::arg("threads"), nb::arg("cell"),
-        nb::arg("sizes"), nb::arg("truncation"), nb::arg("dy"), nb::arg("layers"));
+        nb::arg("sizes"), nb::arg("truncation").none(), nb::arg("dy"), nb::arg("layers"),
+        nb::arg("gradients").none());
   m.def("gradients", &gradients, nb::arg("name"), nb::arg("threads"), nb::arg("cell"),
-        nb::arg("sizes"), nb::arg("delta"), nb::arg("x").none(), nb::arg("ids").none(),
-        nb::arg("U"), nb::arg("h"), nb::arg("dU").none(), nb::arg("dW").none(),
-        nb::arg("db_ih").none(), nb::arg("db_hh").none(), nb::arg("dx").none());
+        nb::arg("sizes"), nb::arg("delta"), nb::arg("h"), nb::arg("gradients"));
 }

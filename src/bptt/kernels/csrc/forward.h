@@ -20,20 +20,18 @@ constexpr int input_block(Cell cell, int gate) {
 struct ForwardRow {
   const float* z;       // (z_blocks, kPanel)
   const float* h_prev;  // GRU
-  const float* c_prev;  // LSTM
   float* h;
+  float* y;       // or null
   float* h_copy;  // where the next step's product reads it; or null
   float* c;       // LSTM
-  float* gates;   // or null
-  float* extra;   // or null
-  int64_t hidden;
+  float* tape;    // (tape_blocks, kPanel); or null
 };
 
 template <Cell kCell>
 __attribute__((always_inline)) inline void forward_units(const ForwardRow& row, int at,
                                                          int lanes) {
-  const int64_t H = row.hidden;
   auto z = [&](int block) { return load(row.z + block * kPanel + at); };
+  auto remember = [&](int block, Vec v) { store(row.tape + block * kPanel + at, v); };
   Vec h;
   if constexpr (kCell == Cell::kTanh) {
     h = tanh(z(0));
@@ -44,31 +42,36 @@ __attribute__((always_inline)) inline void forward_units(const ForwardRow& row, 
     Vec u = sigmoid(z(1));
     Vec gh = z(2);
     Vec n = tanh(z(3) + r * gh);
-    h = n + u * (load(row.h_prev + at, lanes) - n);
-    if (row.gates) {
-      store(row.gates + at, r, lanes);
-      store(row.gates + H + at, u, lanes);
-      store(row.gates + 2 * H + at, n, lanes);
-      store(row.extra + at, gh, lanes);
+    Vec before = load(row.h_prev + at, lanes);
+    h = n + u * (before - n);
+    if (row.tape) {
+      remember(0, r);
+      remember(1, u);
+      remember(2, n);
+      remember(3, gh);
+      remember(4, before);
     }
   } else {
     Vec i = sigmoid(z(0));
     Vec f = sigmoid(z(1));
     Vec g = tanh(z(2));
     Vec o = sigmoid(z(3));
-    Vec c = f * load(row.c_prev + at, lanes) + i * g;
+    Vec before = load(row.c + at, lanes);
+    Vec c = f * before + i * g;
     Vec tanh_c = tanh(c);
     h = o * tanh_c;
     store(row.c + at, c, lanes);
-    if (row.gates) {
-      store(row.gates + at, i, lanes);
-      store(row.gates + H + at, f, lanes);
-      store(row.gates + 2 * H + at, g, lanes);
-      store(row.gates + 3 * H + at, o, lanes);
-      store(row.extra + at, tanh_c, lanes);
+    if (row.tape) {
+      remember(0, i);
+      remember(1, f);
+      remember(2, g);
+      remember(3, o);
+      remember(4, tanh_c);
+      remember(5, before);
     }
   }
   store(row.h + at, h, lanes);
+  if (row.y) store(row.y + at, h, lanes);
   if (row.h_copy) store(row.h_copy + at, h, lanes);
 }
 
@@ -314,32 +317,22 @@ class ForwardScan {
     const int64_t H = f_.hidden, at = u * kPanel;
     const int64_t row = t * f_.batch + b, next = row + f_.batch;
     prefetch<true>(f_.h + next * H + at, units(u));
-    if (!f_.keep) return;
-    if constexpr (kCell == Cell::kLstm) prefetch<true>(f_.c + next * H + at, units(u));
-    if constexpr (kGates > 1) {
-      prefetch<true>(f_.extra + row * H + at, units(u));
-      for (int gate = 0; gate < kGates; ++gate)
-        prefetch<true>(f_.gates + (row * kGates + gate) * H + at, units(u));
-    }
+    if (f_.y) prefetch<true>(f_.y + row * H + at, units(u));
   }
 
   // The cell's arithmetic of step t, row b and panel u.
   void finish(int64_t t, int64_t b, int64_t u, const float* z, float* h_copy) const {
     const int64_t H = f_.hidden, at = u * kPanel;
     const int64_t row = t * f_.batch + b, next = row + f_.batch;
-    ForwardRow to;
-    to.hidden = H;
+    ForwardRow to{};
     to.z = z;
     to.h_prev = f_.h + row * H + at;
     to.h = f_.h + next * H + at;
-    to.h_copy = h_copy ? h_copy + at : nullptr;
-    if constexpr (kCell == Cell::kLstm) {
-      to.c_prev = f_.c + (f_.keep ? row : b) * H + at;
-      to.c = f_.c + (f_.keep ? next : b) * H + at;
-    }
-    const bool keep = f_.keep && f_.gates;
-    to.gates = keep ? f_.gates + row * kGates * H + at : nullptr;
-    to.extra = keep ? f_.extra + row * H + at : nullptr;
+    if (f_.y) to.y = f_.y + row * H + at;
+    if (h_copy) to.h_copy = h_copy + at;
+    if constexpr (kCell == Cell::kLstm) to.c = f_.c + b * H + at;
+    if (tape_blocks(kCell) && f_.tape)
+      to.tape = f_.tape + tape_at(kCell, panels(), f_.batch, t, u, b);
     for (int64_t unit = 0; unit < units(u); unit += kLanes)
       if (H - at - unit >= kLanes)  // a constant, so that nothing is masked
         forward_units<kCell>(to, static_cast<int>(unit), kLanes);

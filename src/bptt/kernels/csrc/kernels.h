@@ -22,22 +22,6 @@ constexpr int gates(Cell cell) {
 // [0, 3 hidden) are the error of W h and columns [hidden, 4 hidden) that of U x.
 constexpr int delta_blocks(Cell cell) { return cell == Cell::kGru ? 4 : gates(cell); }
 
-// A matrix in place: element (i, j) at data[i * row + j * column]; one stride is 1.
-struct Matrix {
-  const float* data;
-  int64_t row;
-  int64_t column;
-};
-
-// c (m, n), rows of stride ldc, = [c +] a (m, k) b (k, n).
-struct Product {
-  int64_t m, n, k;
-  Matrix a, b;
-  float* c;
-  int64_t ldc;
-  bool add;  // to what c holds
-};
-
 struct Forward {
   Cell cell;
   int64_t time, batch, inputs, hidden;
@@ -49,11 +33,9 @@ struct Forward {
   const float* b_ih;   // (gates * hidden); both biases or none
   const float* b_hh;
   float* h;  // (time + 1, batch, hidden); entry 0 is given
-  float* c;  // LSTM: as h if `keep`, else (batch, hidden), changed in place
-  // If `keep`: what the way back needs; else null.
-  float* gates;  // LSTM i f g o, GRU r z n: (time, batch, gates * hidden)
-  float* extra;  // LSTM tanh c, GRU W_n h + b_hn: (time, batch, hidden)
-  bool keep;
+  float* y;  // (time, batch, hidden), a copy of h past entry 0; or null
+  float* c;  // LSTM: (batch, hidden), changed in place
+  float* tape;  // what the way back needs: Kernels::tape_floats; or null
 };
 
 // One layer of a stack on the way back.
@@ -61,9 +43,7 @@ struct BackwardLayer {
   const float* W;      // (gates * hidden, hidden)
   const float* U;      // (gates * hidden, hidden), towards the layer below; else null
   const float* h;      // (time + 1, batch, hidden)
-  const float* c;      // LSTM: as h
-  const float* gates;  // as Forward wrote them
-  const float* extra;  // as Forward wrote it
+  const float* tape;   // as this variant's forward wrote it
   const float* mask;   // (time, batch, hidden) on the way from the layer above; or null
   const float* dh_end; // (batch, hidden), error of the final state; or null
   const float* dc_end;
@@ -71,6 +51,21 @@ struct BackwardLayer {
                        // where no pass comes by, or where several do
   float* dh_start;     // (batch, hidden), zeros; added to; or null
   float* dc_start;
+};
+
+// Where the gradients of a layer's weights and input go.
+struct Gradients {
+  int64_t inputs;
+  const float* x;      // as in Forward
+  const int64_t* ids;
+  const float* U;
+  float* dU;      // (gates * hidden, inputs), or (inputs, gates * hidden) for
+                  // `dU_columns`, then zeros and added to; or null
+  bool dU_columns;     // for many ids
+  float* dW;      // (gates * hidden, hidden); or null
+  float* db_ih;   // (gates * hidden); or null
+  float* db_hh;   // (gates * hidden); or null
+  float* dx;      // (time, batch, inputs); or null
 };
 
 // All passes of a truncation back through a stack of layers of one width.
@@ -81,19 +76,21 @@ struct Backward {
   const float* dy;           // (time, batch, hidden), error of the top layer's outputs
   int layers;
   const BackwardLayer* layer;  // bottom first
+  // For one layer under full BPTT: its gradients, formed along the way from deltas that
+  // are still in the cache; the layer's `delta` is null then. Else null.
+  const Gradients* gradients;
 };
 
 struct Kernels {
   const char* name;
-  bool (*product)(Team&, const Product&);
+  // Size of the tape; its layout is the variant's own. 0 for RNN, whose h is enough.
+  int64_t (*tape_floats)(Cell, int64_t time, int64_t batch, int64_t hidden);
   bool (*forward)(Team&, const Forward&);
   bool (*backward)(Team&, const Backward&);
-  // sums (n) = the column sums of a (m, n), rows of stride lda.
-  bool (*column_sums)(Team&, int64_t m, int64_t n, const float* a, int64_t lda,
-                      float* sums);
-  // table (words, n): row ids[i] += row i of a (m, n), rows of stride lda.
-  void (*add_rows)(Team&, int64_t m, int64_t n, const float* a, int64_t lda,
-                   const int64_t* ids, float* table);
+  // The gradients from deltas (time, batch, delta_blocks * hidden), h being (time + 1,
+  // batch, hidden).
+  bool (*gradients)(Team&, Cell, int64_t time, int64_t batch, int64_t hidden,
+                    const float* delta, const float* h, const Gradients&);
   // to (n, m) = the transpose of from (m, n).
   void (*transpose)(Team&, int64_t m, int64_t n, const float* from, float* to);
 };

@@ -6,23 +6,10 @@
 
 namespace bptt {
 
-struct LayerGradients {
-  Cell cell;
-  int64_t time, batch, inputs, hidden;
-  const float* delta;  // (time, batch, delta_blocks * hidden)
-  const float* x;      // as Forward
-  const int64_t* ids;
-  const float* U;
-  const float* h;
-  float* dU;     // (gates * hidden, inputs); or null
-  float* dW;     // (gates * hidden, hidden); or null
-  float* db_ih;  // (gates * hidden); or null
-  float* db_hh;  // (gates * hidden); or null
-  float* dx;     // (time, batch, inputs); or null
-};
-
-// `U_columns` need not be given.
+// `U_columns` and `dU_columns` need not be given; dU is (gates * hidden, inputs).
 bool layer_forward(const Kernels&, Team&, Forward);
-bool layer_gradients(const Kernels&, Team&, const LayerGradients&);
+bool layer_backward(const Kernels&, Team&, Backward);
+bool layer_gradients(const Kernels&, Team&, Cell, int64_t time, int64_t batch,
+                     int64_t hidden, const float* delta, const float* h, Gradients);
 
 }  // namespace bptt

@@ -1,16 +1,13 @@
-// Copies of matrices in the order in which tiles read them, and scratch memory.
+// Copies of matrices in the order in which tiles read them.
 #pragma once
-
-#include <cstdlib>
 
 #include "kernels.h"
 #include "micro.h"
+#include "scratch.h"
 
 namespace bptt {
 namespace {
 
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Rows that tiles read side by side must not be a power of two apart, or they would
@@ -18,23 +15,6 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t padded_stride(int64_t columns) {
   return ceil_div(columns, kLanes) * kLanes + 16;
 }
-
-// Aligned memory for the time of a call; false if there is none.
-template <typename T = float>
-class Scratch {
- public:
-  explicit Scratch(int64_t count)
-      : data_(static_cast<T*>(std::aligned_alloc(
-            64, (static_cast<size_t>(max(count, 1)) * sizeof(T) + 63) / 64 * 64))) {}
-  ~Scratch() { std::free(data_); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  T* get() const { return data_; }
-  explicit operator bool() const { return data_ != nullptr; }
-
- private:
-  T* data_;
-};
 
 typedef float Four __attribute__((vector_size(16)));
 typedef float UnalignedFour __attribute__((vector_size(16), aligned(4), may_alias));

@@ -9,6 +9,22 @@
 namespace bptt {
 namespace {
 
+// A matrix in place: element (i, j) at data[i * row + j * column]; one stride is 1.
+struct Matrix {
+  const float* data;
+  int64_t row;
+  int64_t column;
+};
+
+// c (m, n), rows of stride ldc, = [c +] a (m, k) b (k, n).
+struct Product {
+  int64_t m, n, k;
+  Matrix a, b;
+  float* c;
+  int64_t ldc;
+  bool add;  // to what c holds
+};
+
 constexpr int64_t kBlockRows = 12 * kRows;     // of the left factor, packed at a time
 constexpr int64_t kBlockColumns = 32 * kPanel; // of the right factor
 
@@ -125,25 +141,6 @@ inline void dot_row(const float* a, const float* b, int64_t ldb, int64_t k,
     }
     for (int i = 0; i < count; ++i) to[j + i] += sum(sums[i][0] + sums[i][1]);
   }
-}
-
-bool product(Team& team, const Product& p) {
-  Grid parts = grid(p.m, p.n, team.size());
-  int64_t depth = min(kDepth, p.k);
-  int64_t left = depth * min(kBlockRows, ceil_div(p.m, kRows) * kRows);
-  int64_t right = depth * min(kBlockColumns, ceil_div(p.n, kPanel) * kPanel);
-  int64_t each = ceil_div(left, 16) * 16 + right;
-  Scratch<> scratch(each * team.size());
-  if (!scratch) return false;
-  auto work = [&](int part) {
-    if (part >= parts.rows * parts.columns) return;
-    float* mine = scratch.get() + part * each;
-    product_block(p, share(p.m, kRows, part / parts.columns, parts.rows),
-                  share(p.n, kPanel, part % parts.columns, parts.columns),
-                  mine + right, mine);
-  };
-  parallel(team, work);
-  return true;
 }
 
 }  // namespace

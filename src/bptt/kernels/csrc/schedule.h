@@ -2,6 +2,7 @@
 #pragma once
 
 #include "product.h"
+#include "tape.h"
 
 namespace bptt {
 namespace {

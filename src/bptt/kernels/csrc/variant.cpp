@@ -2,52 +2,10 @@
 // flags for its processors and BPTT_VARIANT as its name.
 #include "backward.h"
 #include "forward.h"
-#include "product.h"
+#include "gradients.h"
 
 namespace bptt {
 namespace {
-
-constexpr int64_t kBlock = 64;  // rows whose sum is formed before it joins the rest
-
-bool column_sums(Team& team, int64_t m, int64_t n, const float* a, int64_t lda,
-                 float* sums) {
-  auto work = [&](int part) {
-    Range columns = share(n, kPanel, part, team.size());
-    for (int64_t j = columns.begin; j < columns.end; j += kPanel) {
-      int64_t width = min(kPanel, columns.end - j);
-      float total[kPanel] = {};
-      for (int64_t i = 0; i < m; i += kBlock) {
-        float block[kPanel] = {};
-        for (int64_t r = i; r < min(m, i + kBlock); ++r)
-          if (width == kPanel)
-            for (int64_t v = 0; v < kPanel; v += kLanes)
-              store(block + v, load(block + v) + load(a + r * lda + j + v));
-          else
-            for (int64_t v = 0; v < width; ++v) block[v] += a[r * lda + j + v];
-        for (int64_t v = 0; v < kPanel; ++v) total[v] += block[v];
-      }
-      std::memcpy(sums + j, total, static_cast<size_t>(width) * sizeof(float));
-    }
-  };
-  parallel(team, work);
-  return true;
-}
-
-void add_rows(Team& team, int64_t m, int64_t n, const float* a, int64_t lda,
-              const int64_t* ids, float* table) {
-  auto work = [&](int part) {
-    Range columns = share(n, kLanes, part, team.size());
-    for (int64_t i = 0; i < m; ++i) {
-      const float* from = a + i * lda;
-      float* to = table + ids[i] * n;
-      int64_t j = columns.begin;
-      for (; j + kLanes <= columns.end; j += kLanes)
-        store(to + j, load(to + j) + load(from + j));
-      for (; j < columns.end; ++j) to[j] += from[j];
-    }
-  };
-  parallel(team, work);
-}
 
 void transpose(Team& team, int64_t m, int64_t n, const float* from, float* to) {
   constexpr int64_t kTile = 32;
@@ -82,7 +40,6 @@ void transpose(Team& team, int64_t m, int64_t n, const float* from, float* to) {
 
 extern const Kernels BPTT_JOIN(kernels_, BPTT_VARIANT);
 const Kernels BPTT_JOIN(kernels_, BPTT_VARIANT) = {
-    BPTT_STRING(BPTT_VARIANT), product,  forward,  backward,
-    column_sums,               add_rows, transpose};
+    BPTT_STRING(BPTT_VARIANT), tape_floats, forward, backward, gradients, transpose};
 
 }  // namespace bptt

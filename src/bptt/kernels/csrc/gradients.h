@@ -1,0 +1,176 @@
+// The gradients of a layer's weights and input: products of its deltas with what the
+// layer read, all linear, so they can be formed from a piece of the steps at a time.
+#pragma once
+
+#include "product.h"
+
+namespace bptt {
+namespace {
+
+// sums (columns) [+]= the column sums of a (m, ...), rows of stride lda. Long sums are
+// taken in blocks, so that their rounding grows with the number of blocks.
+inline void column_sums(int64_t m, Range columns, const float* a, int64_t lda,
+                        float* sums, bool add) {
+  constexpr int64_t kBlock = 64;
+  for (int64_t j = columns.begin; j < columns.end; j += kLanes) {
+    const int lanes = static_cast<int>(min(kLanes, columns.end - j));
+    Vec total = add ? load(sums + j, lanes) : Vec{};
+    for (int64_t i = 0; i < m; i += kBlock) {
+      Vec block{};
+      for (int64_t r = i; r < min(m, i + kBlock); ++r) block += load(a + r * lda + j, lanes);
+      total += block;
+    }
+    store(sums + j, total, lanes);
+  }
+}
+
+template <Cell kCell>
+class GradientProducts {
+ public:
+  GradientProducts(const Gradients& gradients, int64_t hidden, int threads)
+      : g_(gradients), H_(hidden), threads_(threads),
+        each_(kLeft + kRight), packs_(threads * each_), sums_(kBlocks * hidden) {}
+
+  explicit operator bool() const { return packs_ && sums_; }
+
+  // Thread `part`'s share for `rows` (step, batch) rows: delta, rows of stride lda, and
+  // what belongs to its rows: h before the step, x or ids, and where dx goes.
+  void add(int part, int64_t rows, const float* delta, int64_t lda, const float* h,
+           const float* x, const int64_t* ids, float* dx, bool first) const {
+    const float* input_delta = delta + kInput * H_;
+    if (g_.dW) {
+      if constexpr (kCell == Cell::kGru) {
+        weights(part, rows, delta + H_, lda, 2 * H_, h, H_, g_.dW, first);
+        weights(part, rows, delta, lda, H_, h, H_, g_.dW + 2 * H_ * H_, first);
+      } else {
+        weights(part, rows, delta, lda, kGates * H_, h, H_, g_.dW, first);
+      }
+    }
+    if (g_.dU && g_.x)
+      weights(part, rows, input_delta, lda, kGates * H_, x, g_.inputs, g_.dU, first);
+    if (g_.dU && g_.ids) columns(part, rows, input_delta, lda, ids, first);
+    if (g_.db_ih || g_.db_hh)
+      column_sums(rows, share(kBlocks * H_, kLanes, part, threads_), delta, lda,
+                  sums_.get(), !first);
+    if (dx) {
+      Product p{};
+      p.m = rows;
+      p.n = g_.inputs;
+      p.k = kGates * H_;
+      p.a = {input_delta, lda, 1};
+      p.b = {g_.U, g_.inputs, 1};
+      p.c = dx;
+      p.ldc = g_.inputs;
+      product_part(p, part);
+    }
+  }
+
+  // After all rows, in one thread.
+  void finish() const {
+    const float* sums = sums_.get();
+    auto copy = [](const float* from, int64_t count, float* to) {
+      std::memcpy(to, from, static_cast<size_t>(count) * sizeof(float));
+    };
+    if (g_.db_ih) copy(sums + kInput * H_, kGates * H_, g_.db_ih);
+    if (!g_.db_hh) return;
+    if constexpr (kCell == Cell::kGru) {
+      copy(sums + H_, 2 * H_, g_.db_hh);
+      copy(sums, H_, g_.db_hh + 2 * H_);
+    } else {
+      copy(sums, kGates * H_, g_.db_hh);
+    }
+  }
+
+ private:
+  static constexpr int kGates = gates(kCell);
+  static constexpr int kBlocks = delta_blocks(kCell);
+  static constexpr int64_t kInput = kBlocks - kGates;  // the block where U x begins
+  static constexpr int64_t kLeft = kDepth * kBlockRows;
+  static constexpr int64_t kRight = kDepth * kBlockColumns;
+
+  void product_part(const Product& p, int part) const {
+    Grid parts = grid(p.m, p.n, threads_);
+    if (part >= parts.rows * parts.columns) return;
+    float* right = packs_.get() + part * each_;
+    product_block(p, share(p.m, kRows, part / parts.columns, parts.rows),
+                  share(p.n, kPanel, part % parts.columns, parts.columns),
+                  right + kRight, right);
+  }
+
+  // to (count, n) [+]= [delta columns]^T right (rows, n)
+  void weights(int part, int64_t rows, const float* delta, int64_t lda, int64_t count,
+               const float* right, int64_t n, float* to, bool first) const {
+    Product p{};
+    p.m = count;
+    p.n = n;
+    p.k = rows;
+    p.a = {delta, 1, lda};
+    p.b = {right, n, 1};
+    p.c = to;
+    p.ldc = n;
+    p.add = !first;
+    product_part(p, part);
+  }
+
+  // The columns of dU that one-hot input picks.
+  void columns(int part, int64_t rows, const float* delta, int64_t lda,
+               const int64_t* ids, bool first) const {
+    const int64_t width = kGates * H_;
+    const Range mine = share(width, kLanes, part, threads_);
+    if (!g_.dU_columns && first)
+      std::memset(g_.dU + mine.begin * g_.inputs, 0,
+                  static_cast<size_t>((mine.end - mine.begin) * g_.inputs) * sizeof(float));
+    for (int64_t r = 0; r < rows; ++r) {
+      const float* from = delta + r * lda;
+      if (g_.dU_columns) {
+        float* to = g_.dU + ids[r] * width;
+        for (int64_t j = mine.begin; j < mine.end; j += kLanes) {
+          const int lanes = static_cast<int>(min(kLanes, mine.end - j));
+          store(to + j, load(to + j, lanes) + load(from + j, lanes), lanes);
+        }
+      } else {
+        for (int64_t j = mine.begin; j < mine.end; ++j)
+          g_.dU[j * g_.inputs + ids[r]] += from[j];
+      }
+    }
+  }
+
+  const Gradients& g_;
+  const int64_t H_;
+  const int threads_;
+  const int64_t each_;
+  Scratch<> packs_;
+  Scratch<> sums_;
+};
+
+template <Cell kCell>
+bool all_gradients(Team& team, int64_t rows, int64_t hidden, const float* delta,
+                   const float* h, const Gradients& g) {
+  GradientProducts<kCell> products(g, hidden, team.size());
+  if (!products) return false;
+  auto work = [&](int part) {
+    products.add(part, rows, delta, delta_blocks(kCell) * hidden, h, g.x, g.ids, g.dx,
+                 true);
+  };
+  parallel(team, work);
+  products.finish();
+  return true;
+}
+
+bool gradients(Team& team, Cell cell, int64_t time, int64_t batch, int64_t hidden,
+               const float* delta, const float* h, const Gradients& g) {
+  const int64_t rows = time * batch;
+  switch (cell) {
+    case Cell::kTanh:
+    case Cell::kRelu:
+      return all_gradients<Cell::kTanh>(team, rows, hidden, delta, h, g);
+    case Cell::kGru:
+      return all_gradients<Cell::kGru>(team, rows, hidden, delta, h, g);
+    case Cell::kLstm:
+      return all_gradients<Cell::kLstm>(team, rows, hidden, delta, h, g);
+  }
+  return false;
+}
+
+}  // namespace
+}  // namespace bptt

@@ -1,0 +1,27 @@
+// What the gated cells remember of a step, in the order in which the loops read it: the
+// units of a panel for one row side by side, the rows of a step after each other.
+#pragma once
+
+#include "pack.h"
+
+namespace bptt {
+namespace {
+
+// Blocks of kPanel floats for a row of a panel: LSTM i f g o, tanh c, c before the step;
+// GRU r z n, W_n h + b_hn, h before the step.
+constexpr int tape_blocks(Cell cell) {
+  return cell == Cell::kLstm ? 6 : cell == Cell::kGru ? 5 : 0;
+}
+
+// Where the blocks of a step, panel and row begin.
+inline int64_t tape_at(Cell cell, int64_t panels, int64_t batch, int64_t step, int64_t u,
+                       int64_t row) {
+  return ((step * panels + u) * batch + row) * tape_blocks(cell) * kPanel;
+}
+
+inline int64_t tape_floats(Cell cell, int64_t time, int64_t batch, int64_t hidden) {
+  return time * ceil_div(hidden, kPanel) * batch * tape_blocks(cell) * kPanel;
+}
+
+}  // namespace
+}  // namespace bptt
