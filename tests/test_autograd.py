@@ -7,7 +7,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bptt import autograd
+from bptt import autograd, through_time
 from bptt.cells import LSTMCell
 from bptt.through_time import Layer
 from bptt.truncation import Truncation
@@ -178,8 +178,8 @@ def test_a_windows_tape_dies_with_it_where_the_carried_state_is_detached(
         tapes.append([weakref.ref(t) for tape in made for t in tape.states + tape.kept])
         return made
 
-    true_forward = autograd.forward
-    monkeypatch.setattr(autograd, "forward", forward)
+    true_forward = through_time.forward
+    monkeypatch.setattr(through_time, "forward", forward)
     hx, alive = None, []
     for _ in range(3):
         y, hx = module(p.x, hx)
@@ -239,16 +239,16 @@ def test_the_operations_outputs_share_nothing_with_its_tape(truncation):
     p = problem("lstm", time=5)
     leaves = {name: w.clone().requires_grad_() for name, w in p.weights.items()}
     layer = Layer(LSTMCell(), *leaves.values())
-    initial = [tuple(part[0] for part in p.state)]
+    initial = tuple(p.state)
 
     def run(*, in_place):
-        y, [(h, c)] = autograd.run([layer], p.x, initial, [], truncation)
+        y, (h, c) = autograd.run([layer], p.x, initial, [], truncation)
         for out in (y, h, c):
             if in_place:
                 out.detach().zero_()
         return y, h, c
 
-    errors = [p.dy, p.dfinal[0][0], p.dfinal[1][0]]
+    errors = [p.dy, *p.dfinal]
     kept, spoiled = (
         torch.autograd.grad(run(in_place=in_place), list(leaves.values()), errors)
         for in_place in (False, True)

@@ -21,7 +21,7 @@ from bptt import through_time
 from bptt.cells import Cell, Tape
 from bptt.cells.base import State
 from bptt.kernels import choice, native
-from bptt.through_time import Layer, LayerGradients
+from bptt.through_time import Layer
 from bptt.truncation import Truncation
 
 _WEIGHTS = ("U", "W", "b_ih", "b_hh")
@@ -51,29 +51,29 @@ def eager(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Resu
 def run(
     layers: Sequence[Layer],
     x: Tensor,
-    initial: Sequence[State],
+    initial: State,
     masks: Sequence[Tensor],
     truncation: Truncation,
-) -> tuple[Tensor, list[State]]:
+) -> tuple[Tensor, State]:
     """A stack of layers over a sequence, differentiable as the truncation says.
 
     Args:
         layers: bottom first.
         x: (time, batch, input) floats or (time, batch) int64 ids.
-        initial: each layer's state before the first step, parts (batch, state).
+        initial: the state before the first step, parts (layers, batch, state).
         masks: as for `through_time.forward`.
         truncation: which errors go how far back.
 
     Returns:
-        Outputs (time, batch, state) of the top layer and each layer's final state,
-        parts (batch, state).
+        Outputs (time, batch, state) of the top layer and the final state, parts
+        (layers, batch, state).
 
     Raises:
         NotImplementedError: inside a `torch.func` transform or forward-mode
             differentiation with a truncation that cuts something: they differentiate
             the forward pass, where nothing is cut.
     """
-    tensors = [x, *_flatten(layers, initial)]
+    tensors = [*_weights(layers), *initial]
     if inside_transform():
         if not truncation.is_full_over(x.shape[0]):
             raise NotImplementedError(
@@ -81,25 +81,25 @@ def run(
                 "forward-mode differentiation, which differentiate the whole "
                 "sequence; set the module's truncation to None there"
             )
-        return _outputs(through_time.forward(layers, x, initial, masks))
+        return _outputs(through_time.forward(layers, x, _by_layer(initial), masks))
     kernel = (
         choice.active()
-        if native.applies(layers, x, (*masks, *tensors[1:]))
+        if native.applies(layers, x, (*masks, *tensors))
         else choice.TORCH
     )
-    if torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in tensors
+    if torch.is_grad_enabled() and (
+        x.requires_grad or any(t is not None and t.requires_grad for t in tensors)
     ):
         cells = tuple(layer.cell for layer in layers)
         plan = _Plan(cells, truncation, len(masks), kernel)
         y, *final = _ThroughTime.apply(  # type: ignore[no-untyped-call]
-            plan, x, *masks, *tensors[1:]
+            plan, x, *masks, *tensors
         )
-        return y, _unflatten_states(plan.cells, final)
+        return y, tuple(final)
     if kernel != choice.TORCH:
-        y, ends, _ = native.forward(kernel, layers, x, initial, masks, keep=False)
-        return y, ends
-    return _outputs(through_time.forward(layers, x, initial, masks))
+        y, end, _ = native.forward(kernel, layers, x, initial, masks, keep=False)
+        return y, end
+    return _outputs(through_time.forward(layers, x, _by_layer(initial), masks))
 
 
 def inside_transform() -> bool:
@@ -119,44 +119,43 @@ class _Plan:
     masks: int
     kernel: str
 
-    def layers_and_states(
+    def layers_and_state(
         self, tensors: Sequence[Tensor | None]
-    ) -> tuple[list[Layer], list[State]]:
-        """The inverse of `_flatten`."""
+    ) -> tuple[list[Layer], State]:
+        """The inverse of `_weights`, and the state that follows them."""
         weights = len(self.cells) * len(_WEIGHTS)
         each = [tensors[at : at + 4] for at in range(0, weights, len(_WEIGHTS))]
         layers = [
             Layer(cell, *four)  # type: ignore[arg-type]
             for cell, four in zip(self.cells, each, strict=True)
         ]
-        states = [t for t in tensors[weights:] if t is not None]
-        return layers, _unflatten_states(self.cells, states)
+        return layers, tuple(t for t in tensors[weights:] if t is not None)
 
 
 class _ThroughTime(torch.autograd.Function):
-    """(plan, x, masks, weights, initial states) -> (outputs, final states)."""
+    """(plan, x, masks, weights, initial state) -> (outputs, final state)."""
 
     @staticmethod
     def forward(ctx: Any, plan: _Plan, x: Tensor, *tensors: Tensor | None) -> Any:
-        """Keep the inputs and the tape; the tensors are masks, weights, states."""
+        """Keep the inputs and the tape; the tensors are masks, weights, the state."""
         masks = [m for m in tensors[: plan.masks] if m is not None]
-        layers, initial = plan.layers_and_states(tensors[plan.masks :])
+        layers, initial = plan.layers_and_state(tensors[plan.masks :])
         if plan.kernel != choice.TORCH:
             y, final, tapes = native.forward(
                 plan.kernel, layers, x, initial, masks, keep=True
             )
         else:
-            tapes = through_time.forward(layers, x, initial, masks)
-            # Copies: changing the outputs in place, as with torch.nn, is allowed.
+            tapes = through_time.forward(layers, x, _by_layer(initial), masks)
             y, final = _outputs(tapes)
-            y, final = y.clone(), [tuple(s.clone() for s in state) for state in final]
+            # A copy: changing the outputs in place, as with torch.nn, is allowed.
+            y = y.clone()
         ctx.plan = plan
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(
             x, *tensors, *(t for tape in tapes for t in (*tape.states, *tape.kept))
         )
         ctx.tape_sizes = [(len(tape.states), len(tape.kept)) for tape in tapes]
-        return (y, *(part for state in final for part in state))
+        return y, *final
 
     @staticmethod
     @eager
@@ -167,13 +166,12 @@ class _ThroughTime(torch.autograd.Function):
         x, *tensors = saved[: len(ctx.needs_input_grad) - 1]
         kept = list(saved[len(ctx.needs_input_grad) - 1 :])
         masks = tensors[: plan.masks]
-        layers, initial = plan.layers_and_states(tensors[plan.masks :])
+        layers, initial = plan.layers_and_state(tensors[plan.masks :])
         # Zeros come from an error that is given, for vmap over the backward pass: what
         # is summed in place must be batched there as the errors are.
-        state = initial[0][0]
-        given = next((d for d in (dy, *dfinal) if d is not None), state)
+        given = next((d for d in (dy, *dfinal) if d is not None), initial[0])
         if dy is None:
-            dy = given.new_zeros(x.shape[0], *state.shape)
+            dy = given.new_zeros(x.shape[0], *initial[0].shape[1:])
         needs_dx = ctx.needs_input_grad[1] and x.is_floating_point()
         is_native = plan.kernel != choice.TORCH
         if (
@@ -182,55 +180,67 @@ class _ThroughTime(torch.autograd.Function):
             and not inside_transform()
             and native.applies(layers, x, (dy, *dfinal))
         ):
-            dx, gradients = native.backward(
+            dx, gradients, dstate = native.backward(
                 plan.kernel,
                 layers,
                 x,
                 masks,
                 _tapes(kept, ctx.tape_sizes),
                 dy,
-                _unflatten_states(plan.cells, dfinal),
+                dfinal,
                 plan.truncation,
                 needs_dx=needs_dx,
             )
         else:
             # The core's tapes are of no use to the definition.
             again = is_native or torch.is_grad_enabled()
-            ends = [given.new_zeros(state.shape) if d is None else d for d in dfinal]
+            ends = tuple(
+                given.new_zeros(initial[0].shape) if d is None else d for d in dfinal
+            )
             dx, gradients = through_time.backward(
                 layers,
                 x,
                 masks,
-                through_time.forward(layers, x, initial, masks)
+                through_time.forward(layers, x, _by_layer(initial), masks)
                 if again
                 else _tapes(kept, ctx.tape_sizes),
                 dy,
-                _unflatten_states(plan.cells, ends),
+                _by_layer(ends),
                 plan.truncation,
                 needs_dx=needs_dx,
             )
-        return None, dx, *(None for _ in masks), *_flatten_gradients(gradients)
+            dstate = _stacked([g.dstate for g in gradients])
+        return (
+            None,
+            dx,
+            *(None for _ in masks),
+            *(getattr(g, f"d{name}") for g in gradients for name in _WEIGHTS),
+            *dstate,
+        )
 
 
-def _outputs(tapes: Sequence[Tape]) -> tuple[Tensor, list[State]]:
-    return tapes[-1].states[0][1:], [
-        tuple(s[-1] for s in tape.states) for tape in tapes
+def _outputs(tapes: Sequence[Tape]) -> tuple[Tensor, State]:
+    return tapes[-1].states[0][1:], _stacked(
+        [tuple(part[-1] for part in tape.states) for tape in tapes]
+    )
+
+
+def _by_layer(state: State) -> list[State]:
+    """Each layer's state, parts (batch, state), from parts (layers, batch, state)."""
+    return list(zip(*(part.unbind(0) for part in state), strict=True))
+
+
+def _stacked(states: Sequence[State]) -> State:
+    """The inverse of `_by_layer`."""
+    return tuple(torch.stack(parts) for parts in zip(*states, strict=True))
+
+
+def _weights(layers: Sequence[Layer]) -> list[Tensor | None]:
+    return [
+        weight
+        for layer in layers
+        for weight in (layer.U, layer.W, layer.b_ih, layer.b_hh)
     ]
-
-
-def _flatten(layers: Sequence[Layer], states: Sequence[State]) -> list[Tensor | None]:
-    weights = [getattr(layer, name) for layer in layers for name in _WEIGHTS]
-    return weights + [part for state in states for part in state]
-
-
-def _flatten_gradients(gradients: Sequence[LayerGradients]) -> list[Tensor | None]:
-    weights = [getattr(g, f"d{name}") for g in gradients for name in _WEIGHTS]
-    return weights + [part for g in gradients for part in g.dstate]
-
-
-def _unflatten_states(cells: Sequence[Cell], flat: Sequence[Tensor]) -> list[State]:
-    parts = cells[0].state_parts
-    return [tuple(flat[at : at + parts]) for at in range(0, len(flat), parts)]
 
 
 def _tapes(flat: list[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Tape]:

@@ -7,8 +7,10 @@ from contextlib import contextmanager
 
 try:
     from bptt.kernels import _native
+
+    INSTALLED = True
 except ImportError:  # installed where no compiler was at hand
-    _native = None  # type: ignore[assignment]
+    INSTALLED = False
 
 TORCH = "torch"
 VARIABLE = "BPTT_KERNEL"
@@ -25,7 +27,7 @@ def available() -> tuple[str, ...]:
     """
     global _available
     if _available is None:
-        native = () if _native is None else tuple(_native.variants())
+        native = tuple(_native.variants()) if INSTALLED else ()
         _available = (*native, TORCH)
     return _available
 
@@ -41,7 +43,7 @@ def active() -> str:
         asked = os.environ.get(VARIABLE)
         if asked:
             _require(asked, f"{VARIABLE}={asked}")
-        elif _native is None:
+        elif not INSTALLED:
             warnings.warn(
                 "bptt was installed without its native core (no working C++ compiler "
                 "was found), so recurrent layers run the slower definition in PyTorch; "
@@ -80,5 +82,5 @@ def _require(name: str, given: str) -> None:
     possible = ", ".join(available())
     if name not in _NAMES:
         raise ValueError(f"{given} is not a kernel; possible here: {possible}")
-    reason = "is not installed" if _native is None else "does not run on this processor"
+    reason = "does not run on this processor" if INSTALLED else "is not installed"
     raise ValueError(f"{given} {reason}; possible here: {possible}")

@@ -10,16 +10,19 @@ state and that tape as what is kept.
 
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
 
-from bptt.cells import Cell, GRUCell, LSTMCell, ReLUCell, Tape, TanhCell
+from bptt.cells import Cell, GRUCell, LSTMCell, ReLUCell, TanhCell, Tape
 from bptt.cells.base import State
 from bptt.kernels import choice
-from bptt.kernels.choice import _native
 from bptt.through_time import Layer, LayerGradients
 from bptt.truncation import Truncation
+
+with suppress(ImportError):  # where it is not installed, `applies` never holds
+    from bptt.kernels import _native
 
 _CELLS: dict[type[Cell], int] = {TanhCell: 0, ReLUCell: 1, GRUCell: 2, LSTMCell: 3}
 _EXACT = (Tensor, torch.nn.Parameter)
@@ -62,38 +65,167 @@ def forward(
     kernel: str,
     layers: Sequence[Layer],
     x: Tensor,
-    initial: Sequence[State],
+    initial: State,
     masks: Sequence[Tensor],
     *,
     keep: bool,
-) -> tuple[Tensor, list[State], list[Tape]]:
+) -> tuple[Tensor, State, list[Tape]]:
     """`through_time.forward`, by the kernel of this name.
 
     Args:
         kernel: that also runs `backward`: tapes differ between kernels.
         layers: as there.
         x: as there.
-        initial: as there.
+        initial: the state before the first step, parts (layers, batch, state).
         masks: as there.
         keep: whether to keep tapes for `backward`.
 
     Returns:
-        The outputs of the top layer, each layer's final state, and the tapes, which
-        share no memory with the others if they are kept.
+        The outputs of the top layer, the final state, shaped as `initial`, and the
+        tapes. None of them share memory.
     """
+    time, batch = x.shape[:2]
+    inputs, hidden = layers[0].U.shape[1], layers[0].W.shape[1]
+    cell = _CELLS[type(layers[0].cell)]
+    alive: list[Tensor] = []  # what addresses point to, until the call returns
+
+    def array(t: Tensor) -> _Array:
+        t = t.contiguous()
+        alive.append(t)
+        return t.data_ptr(), t.numel()
+
+    weights = [
+        (
+            array(layer.U),
+            array(layer.W),
+            None if layer.b_ih is None else array(layer.b_ih),
+            None if layer.b_hh is None else array(layer.b_hh),
+        )
+        for layer in layers
+    ]
     tapes: list[Tape] = []
-    final: list[State] = []
-    y: Tensor | None = None
-    top = len(layers) - 1
-    for index, (layer, state) in enumerate(zip(layers, initial, strict=True)):
-        if index:
-            x = _input_above(tapes[index - 1], index - 1, masks)
-        if keep and index == top:
-            y = _empty(*x.shape[:2], layer.W.shape[1])
-        tape, end = _scan(kernel, layer, x.contiguous(), state, y, keep=keep)
-        tapes.append(tape)
-        final.append(end)
-    return (tapes[-1].states[0][1:] if y is None else y), final, tapes
+    if keep:
+        size = _native.tape_floats(kernel, cell, (time, batch, hidden))
+        for _ in layers:
+            h = _empty(time + 1, batch, hidden)
+            tapes.append(Tape((h,), (_empty(size),) if size else ()))
+    y = _empty(time, batch, hidden)
+    final = tuple(
+        torch.empty(part.shape, dtype=torch.float32, device="cpu") for part in initial
+    )
+    is_float = x.is_floating_point()
+    _native.forward(
+        kernel,
+        torch.get_num_threads(),
+        cell,
+        (time, batch, inputs, hidden),
+        array(x) if is_float else None,
+        None if is_float else array(x),
+        weights,
+        [array(mask) for mask in masks],
+        array(initial[0]),
+        array(initial[1]) if len(initial) > 1 else None,
+        array(y),
+        array(final[0]),
+        array(final[1]) if len(final) > 1 else None,
+        [
+            (array(tape.states[0]), array(tape.kept[0]) if tape.kept else None)
+            for tape in tapes
+        ],
+    )
+    return y, final, tapes
+
+
+def infer(
+    cell: Cell,
+    weights: Sequence[Sequence[Tensor]],
+    x: Tensor,
+    initial: Sequence[Tensor] | None,
+) -> tuple[Tensor, State] | None:
+    """`forward` without tapes, at the least cost a call: one step may take 10 us.
+
+    Args:
+        cell: of every layer.
+        weights: of each layer, U, W and, if there are biases, b_ih, b_hh.
+        x: (time, batch, input) floats or (time, batch) ids, for one sequence without
+            the batch axis.
+        initial: the state before the first step, parts (layers[, batch], state); None
+            for zeros.
+
+    Returns:
+        Outputs and final state, with a batch axis if `x` has it; or None where the
+        core does not apply or something is wrong with an argument.
+    """
+    kind = _CELLS.get(type(cell))
+    is_float = x.dtype is torch.float32
+    axes = x.dim() - is_float
+    U, W = weights[0][:2]
+    parts = 2 if kind == 3 else 1
+    if (
+        kind is None
+        or choice.active() == choice.TORCH
+        or not 1 <= axes <= 2
+        or not (is_float or x.dtype is torch.int64)
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+        or (initial is not None and len(initial) != parts)
+    ):
+        return None
+    shape = tuple(x.shape)
+    time, batch = shape[0], shape[1] if axes == 2 else 1
+    inputs, hidden = U.shape[1], W.shape[1]
+    state_shape = (len(weights), batch, hidden) if axes == 2 else (len(weights), hidden)
+    if time * batch == 0 or (is_float and shape[-1] != inputs):
+        return None
+    if initial is None:
+        zeros = torch.zeros(state_shape, dtype=torch.float32, device="cpu")
+        initial = (zeros,) * parts
+    for part in initial:
+        if part.shape != state_shape:
+            return None
+    arrays: list[_Array] = []
+    for t in (x, *initial, *(weight for layer in weights for weight in layer)):
+        if not (
+            type(t) in _EXACT
+            and (t.dtype is torch.float32 or t is x)
+            and t.is_cpu
+            and t.is_contiguous()
+            and not t.is_neg()
+        ):
+            return None
+        arrays.append((t.data_ptr(), t.numel()))
+    first = 1 + parts
+    each = len(weights[0])
+    no_bias = (None, None) if each == 2 else ()
+    y = _empty(*shape[:axes], hidden)
+    final = tuple(
+        torch.empty(state_shape, dtype=torch.float32, device="cpu") for _ in initial
+    )
+    ends = [(t.data_ptr(), t.numel()) for t in final]
+    try:
+        _native.forward(
+            choice.active(),
+            torch.get_num_threads(),
+            kind,
+            (time, batch, inputs, hidden),
+            arrays[0] if is_float else None,
+            None if is_float else arrays[0],
+            [
+                (*arrays[at : at + each], *no_bias)
+                for at in range(first, len(arrays), each)
+            ],
+            [],
+            arrays[1],
+            arrays[2] if parts == 2 else None,
+            (y.data_ptr(), y.numel()),
+            ends[0],
+            ends[1] if parts == 2 else None,
+            [],
+        )
+    except (ValueError, IndexError):  # of sizes and ids
+        return None
+    return y, final
 
 
 def backward(
@@ -103,12 +235,29 @@ def backward(
     masks: Sequence[Tensor],
     tapes: Sequence[Tape],
     dy: Tensor,
-    dfinal: Sequence[Sequence[Tensor | None]],
+    dfinal: Sequence[Tensor | None],
     truncation: Truncation,
     *,
     needs_dx: bool,
-) -> tuple[Tensor | None, list[LayerGradients]]:
-    """`through_time.backward`; parts of `dfinal` may be None, for zeros."""
+) -> tuple[Tensor | None, list[LayerGradients], State]:
+    """`through_time.backward`.
+
+    Args:
+        kernel: that ran `forward`.
+        layers: as there.
+        x: as there.
+        masks: as there.
+        tapes: as `forward` returned them.
+        dy: as there.
+        dfinal: the error of the final state, parts (layers, batch, state); None for
+            zeros.
+        truncation: as there.
+        needs_dx: as there.
+
+    Returns:
+        `dx`, the gradients of each layer with views of what follows as `dstate`, and
+        the error of the initial state, parts (layers, batch, state).
+    """
     time, batch, hidden = dy.shape
     full = truncation.is_full_over(time)
     sizes = (time, batch, hidden)
@@ -139,7 +288,7 @@ def backward(
                 dW=_empty(*layer.W.shape),
                 db_ih=_empty(gates) if has_bias else None,
                 db_hh=_empty(gates) if has_bias else None,
-                dstate=dstates[index],
+                dstate=tuple(d[index] for d in dstate),
             )
         )
         new = results[-1]
@@ -157,7 +306,8 @@ def backward(
         )
 
     def given(index: int, delta: Tensor | None, *, in_stack: bool) -> tuple:  # type: ignore[type-arg]
-        layer, tape, ends = layers[index], tapes[index], dfinal[index]
+        layer, tape = layers[index], tapes[index]
+        ends = [None if d is None else d[index] for d in dfinal]
         return (
             array(layer.W),
             array(layer.U) if in_stack and index else None,
@@ -167,11 +317,11 @@ def backward(
             maybe(ends[0]),
             maybe(ends[1]) if len(ends) > 1 else None,
             maybe(delta),
-            array(dstates[index][0]),
-            array(dstates[index][1]) if len(ends) > 1 else None,
+            array(dstate[0][index]),
+            array(dstate[1][index]) if len(ends) > 1 else None,
         )
 
-    dstates = [tuple(dy.new_zeros(batch, hidden) for _ in ends) for ends in dfinal]
+    dstate = tuple(dy.new_zeros(len(layers), batch, hidden) for _ in dfinal)
     dx: Tensor | None = None
     if full:  # layer by layer, from the top
         for index in range(len(layers) - 1, -1, -1):
@@ -199,11 +349,11 @@ def backward(
             h = array(tapes[index].states[0])
             delta = array(deltas[index])
             _native.gradients(kernel, threads, cell, sizes, delta, h, gradients)
-    return dx, results[::-1]
+    return dx, results[::-1], dstate
 
 
 def _empty(*shape: int) -> Tensor:
-    """Uninitialised float32 on the CPU; large tensors from memory that is used again."""
+    """Uninitialised float32 on the CPU; if large, from memory that is used again."""
     elements = math.prod(shape)
     if elements < _LARGE:
         return torch.empty(shape, dtype=torch.float32, device="cpu")
@@ -213,43 +363,3 @@ def _empty(*shape: int) -> Tensor:
 def _input_above(tape: Tape, index: int, masks: Sequence[Tensor]) -> Tensor:
     y = tape.states[0][1:]
     return y * masks[index] if masks else y
-
-
-def _scan(
-    kernel: str, layer: Layer, x: Tensor, state: State, y: Tensor | None, *, keep: bool
-) -> tuple[Tape, State]:
-    """One layer forward; its outputs also to `y`, if given."""
-    time, batch = x.shape[:2]
-    hidden = layer.W.shape[1]
-    cell = _CELLS[type(layer.cell)]
-    U, W = layer.U.contiguous(), layer.W.contiguous()
-    b_ih, b_hh = layer.b_ih, layer.b_hh
-    if b_ih is not None and b_hh is not None:
-        b_ih, b_hh = b_ih.contiguous(), b_hh.contiguous()
-    h = _empty(time + 1, batch, hidden)
-    h[0] = state[0]
-    c = state[1].clone(memory_format=torch.contiguous_format) if state[1:] else None
-    tape: Tensor | None = None
-    if keep and cell > 1:
-        tape = _empty(_native.tape_floats(kernel, cell, (time, batch, hidden)))
-    is_float = x.is_floating_point()
-    _native.forward(
-        kernel,
-        torch.get_num_threads(),
-        cell,
-        (time, batch, U.shape[1], hidden),
-        (x.data_ptr(), x.numel()) if is_float else None,
-        None if is_float else (x.data_ptr(), x.numel()),
-        (U.data_ptr(), U.numel()),
-        (W.data_ptr(), W.numel()),
-        None if b_ih is None else (b_ih.data_ptr(), b_ih.numel()),
-        None if b_hh is None else (b_hh.data_ptr(), b_hh.numel()),
-        (h.data_ptr(), h.numel()),
-        None if y is None else (y.data_ptr(), y.numel()),
-        None if c is None else (c.data_ptr(), c.numel()),
-        None if tape is None else (tape.data_ptr(), tape.numel()),
-    )
-    end = h[time].clone() if keep else h[time]
-    return Tape((h,), () if tape is None else (tape,)), (
-        (end,) if c is None else (end, c)
-    )

@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import PackedSequence
 from bptt import autograd
 from bptt.cells import Cell
 from bptt.cells.base import State
+from bptt.kernels import native
 from bptt.through_time import Layer
 from bptt.truncation import Truncation
 
@@ -78,6 +79,10 @@ class ThroughTime(_Base):
                     f"BPTT only, and truncation is {self.truncation}; set it to None"
                 )
             return super().forward(input, hx)
+        if not torch.is_grad_enabled() and isinstance(input, Tensor):
+            done = self._infer(input, hx)
+            if done is not None:
+                return done
         device_type = input.device.type
         if not torch.is_autocast_enabled(device_type):
             return self._run(input, hx)
@@ -93,6 +98,37 @@ class ThroughTime(_Base):
         return text if self.truncation is None else f"{text}, {self.truncation}"
 
     @autograd.eager
+    def _infer(self, input: Tensor, hx: Any) -> Any:
+        """The shortest way to the outputs, or None where the long one must be gone.
+
+        Generating a token is one step of a small network, so what surrounds the step
+        counts. Checks nothing that `_run` would refuse: it leaves that to `_run`.
+        """
+        parameters = self._parameters
+        if (
+            self.bidirectional
+            or (
+                self.batch_first
+                and input.dim() == (3 if input.is_floating_point() else 2)
+            )
+            or (self.training and self.dropout)
+            or torch.is_autocast_enabled("cpu")
+        ):
+            return None
+        weights: list[list[Tensor]] = []
+        for names in self._all_weights:
+            layer = [w for w in map(parameters.get, names) if w is not None]
+            if len(layer) < len(names):  # parametrized: an attribute, not a parameter
+                return None
+            weights.append(layer)
+        is_single = isinstance(hx, Tensor)
+        done = native.infer(self._cell(), weights, input, (hx,) if is_single else hx)
+        if done is None:
+            return None
+        y, state = done
+        return y, (state[0] if len(state) == 1 else state)
+
+    @autograd.eager
     def _run(self, input: Tensor, hx: Any) -> Any:
         batched = self._check_input(input)
         x = input if batched else input.unsqueeze(1)
@@ -105,7 +141,7 @@ class ThroughTime(_Base):
         else:
             layers = [self._layer(at) for at in range(self.num_layers)]
             y, final = autograd.run(layers, x, initial, masks, self._policy())
-        parts = [torch.stack(part) for part in zip(*final, strict=True)]
+        parts = list(final)
         if not batched:
             y, parts = y.squeeze(1), [part.squeeze(1) for part in parts]
         elif self.batch_first:
@@ -113,17 +149,18 @@ class ThroughTime(_Base):
         return y, (parts[0] if len(parts) == 1 else tuple(parts))
 
     def _run_both_directions(
-        self, x: Tensor, initial: list[State], masks: list[Tensor]
-    ) -> tuple[Tensor, list[State]]:
+        self, x: Tensor, initial: State, masks: list[Tensor]
+    ) -> tuple[Tensor, State]:
         """Layer by layer, each direction along its own time."""
         final: list[State] = []
         for at in range(self.num_layers):
             halves = []
             for direction in (0, 1):
-                y, (state,) = autograd.run(
+                row = 2 * at + direction
+                y, state = autograd.run(
                     [self._layer(at, "_reverse" if direction else "")],
                     x.flip(0) if direction else x,
-                    [initial[2 * at + direction]],
+                    tuple(part[row : row + 1] for part in initial),
                     [],
                     self._policy(),
                 )
@@ -132,7 +169,7 @@ class ThroughTime(_Base):
             x = torch.cat(halves, dim=-1)
             if masks and at < len(masks):
                 x = x * masks[at]
-        return x, final
+        return x, tuple(torch.cat(parts) for parts in zip(*final, strict=True))
 
     @property
     def _weight(self) -> Tensor:
@@ -171,34 +208,32 @@ class ThroughTime(_Base):
                 masks.append(mask.bernoulli_(keep).div_(keep))
         return masks
 
-    def _initial(self, x: Tensor, hx: Any, *, batched: bool) -> list[State]:
-        """The initial state of each layer and direction, from `hx` or zeros."""
+    def _initial(self, x: Tensor, hx: Any, *, batched: bool) -> State:
+        """The initial state, parts (layers x directions, batch, state)."""
         weight = self._weight
         parts = self._cell().state_parts
         count = self.num_layers * (2 if self.bidirectional else 1)
         shape = (count, x.shape[1], self.hidden_size)
         if hx is None:
-            given = [weight.new_zeros(shape) for _ in range(parts)]
-        else:
-            given = list(self._split_state(hx, parts))
-            names = ("h_0", "c_0") if parts == 2 else ("hx",)
-            for name, part in zip(names, given, strict=True):
-                expected = shape if batched else (shape[0], shape[2])
-                if tuple(part.shape) != expected:
-                    raise RuntimeError(
-                        f"{type(self).__name__}: {name} must have shape {expected} "
-                        f"(layers x directions{', batch' if batched else ''}, "
-                        f"hidden_size); got {tuple(part.shape)}"
-                    )
-                if not part.is_floating_point():
-                    raise TypeError(
-                        f"{type(self).__name__}: {name} must hold floats, as the "
-                        f"weights do ({weight.dtype}); got {part.dtype}"
-                    )
-            if not batched:
-                given = [part.unsqueeze(1) for part in given]
-            given = [part.to(weight.dtype) for part in given]
-        return list(zip(*(part.unbind(0) for part in given), strict=True))
+            return tuple(weight.new_zeros(shape) for _ in range(parts))
+        given = list(self._split_state(hx, parts))
+        names = ("h_0", "c_0") if parts == 2 else ("hx",)
+        for name, part in zip(names, given, strict=True):
+            expected = shape if batched else (shape[0], shape[2])
+            if tuple(part.shape) != expected:
+                raise RuntimeError(
+                    f"{type(self).__name__}: {name} must have shape {expected} "
+                    f"(layers x directions{', batch' if batched else ''}, "
+                    f"hidden_size); got {tuple(part.shape)}"
+                )
+            if not part.is_floating_point():
+                raise TypeError(
+                    f"{type(self).__name__}: {name} must hold floats, as the "
+                    f"weights do ({weight.dtype}); got {part.dtype}"
+                )
+        if not batched:
+            given = [part.unsqueeze(1) for part in given]
+        return tuple(part.to(weight.dtype) for part in given)
 
     def _split_state(self, hx: Any, parts: int) -> tuple[Tensor, ...]:
         if parts == 1 and isinstance(hx, Tensor):

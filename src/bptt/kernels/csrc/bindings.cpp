@@ -109,37 +109,64 @@ int64_t tape_floats(const std::string& name, int cell,
   return variant(name).tape_floats(cell_of(cell), T, B, H);
 }
 
+using WeightTuple = std::tuple<Array, Array, MaybeArray, MaybeArray>;
+using TapeTuple = std::pair<Array, MaybeArray>;
+
 void forward(const std::string& name, int threads, int kind,
              std::tuple<int64_t, int64_t, int64_t, int64_t> sizes, MaybeArray x,
-             MaybeArray ids, Array U, Array W, MaybeArray b_ih, MaybeArray b_hh, Array h,
-             MaybeArray y, MaybeArray c, MaybeArray tape) {
+             MaybeArray ids, const std::vector<WeightTuple>& weights,
+             const std::vector<Array>& masks, Array h0, MaybeArray c0, Array y,
+             Array h_end, MaybeArray c_end, const std::vector<TapeTuple>& tapes) {
   const bptt::Kernels& kernels = variant(name);
   const auto [T, B, I, H] = std::apply(sizes_of, sizes);
   require_threads(threads);
-  bptt::Forward l{};
-  l.cell = cell_of(kind);
-  const int64_t width = bptt::gates(l.cell) * H;
-  l.time = T;
-  l.batch = B;
-  l.inputs = I;
-  l.hidden = H;
+  bptt::Stack s{};
+  s.cell = cell_of(kind);
+  const int64_t width = bptt::gates(s.cell) * H;
+  const bool lstm = s.cell == Cell::kLstm;
+  const int64_t L = static_cast<int64_t>(weights.size());
+  require(L > 0 && L < 1 << 20, "give the layers");
+  require(masks.empty() || masks.size() + 1 == weights.size(),
+          "masks belong between layers");
+  require(tapes.empty() || tapes.size() == weights.size(), "a tape belongs to a layer");
+  s.time = T;
+  s.batch = B;
+  s.inputs = I;
+  s.hidden = H;
+  s.layers = static_cast<int>(L);
   require(x.has_value() != ids.has_value(), "give x or ids");
-  l.x = at(x, "x", {T, B, I});
-  l.ids = at<int64_t>(ids, "ids", {T, B});
-  l.U = at(U, "U", {width, I});
-  l.W = at(W, "W", {width, H});
-  require(b_ih.has_value() == b_hh.has_value(), "give both biases or none");
-  l.b_ih = at(b_ih, "b_ih", {width});
-  l.b_hh = at(b_hh, "b_hh", {width});
-  l.h = at(h, "h", {T + 1, B, H});
-  l.y = at(y, "y", {T, B, H});
-  require(c.has_value() == (l.cell == Cell::kLstm), "c is for LSTM");
-  l.c = at(c, "c", {B, H});
-  l.tape = at(tape, "tape", {kernels.tape_floats(l.cell, T, B, H)});
+  s.x = at(x, "x", {T, B, I});
+  s.ids = at<int64_t>(ids, "ids", {T, B});
+  s.h0 = at(h0, "h0", {L, B, H});
+  s.y = at(y, "y", {T, B, H});
+  s.h_end = at(h_end, "h_end", {L, B, H});
+  require(c0.has_value() == lstm && c_end.has_value() == lstm, "c is for LSTM");
+  s.c0 = at(c0, "c0", {L, B, H});
+  s.c_end = at(c_end, "c_end", {L, B, H});
+  const int64_t tape_size = kernels.tape_floats(s.cell, T, B, H);
+  std::vector<bptt::StackLayer> layers(weights.size());
+  for (size_t l = 0; l < layers.size(); ++l) {
+    const auto& [U, W, b_ih, b_hh] = weights[l];
+    layers[l].U = at(U, "U", {width, l ? H : I});
+    layers[l].W = at(W, "W", {width, H});
+    require(b_ih.has_value() == b_hh.has_value(), "give both biases or none");
+    layers[l].b_ih = at(b_ih, "b_ih", {width});
+    layers[l].b_hh = at(b_hh, "b_hh", {width});
+    if (l < masks.size()) layers[l].mask = at(masks[l], "mask", {T, B, H});
+    if (tapes.empty()) continue;
+    const auto& [h, tape] = tapes[l];
+    layers[l].h = at(h, "h", {T + 1, B, H});
+    require(tape.has_value() == (tape_size > 0), "the gated cells have a tape");
+    layers[l].tape = at(tape, "tape", {tape_size});
+  }
+  s.layer = layers.data();
   nb::gil_scoped_release released;
-  if (l.ids) require_ids(l.ids, T * B, I);
-  bptt::Team team(threads);
-  require_memory(bptt::layer_forward(kernels, team, l));
+  if (s.ids) require_ids(s.ids, T * B, I);
+  // So few rows that the weights are read, not used again: then memory is the limit.
+  const int64_t work = width * (H + (s.ids ? 0 : I)) * L;
+  bptt::Team team(T * B <= 8 ? bptt::useful_threads(threads, 12 * work)
+                             : bptt::useful_threads(threads, T * B * work));
+  require_memory(bptt::stack_forward(kernels, team, s));
 }
 
 using LayerTuple =
@@ -222,7 +249,8 @@ void backward(const std::string& name, int threads, int kind,
     g = gradients_of(*gradients, T, B, H, width);
     b.gradients = &g;
   }
-  bptt::Team team(threads);
+  const int64_t rows = T * B * std::min(b.k2, b.k2 / b.k1 + 1);
+  bptt::Team team(bptt::useful_threads(threads, rows * width * H * b.layers * 3));
   require_memory(bptt::layer_backward(kernels, team, b));
 }
 
@@ -238,7 +266,8 @@ void gradients(const std::string& name, int threads, int kind,
   const float* h_at = at(h, "h", {T + 1, B, H});
   nb::gil_scoped_release released;
   const bptt::Gradients g = gradients_of(gradients, T, B, H, bptt::gates(cell) * H);
-  bptt::Team team(threads);
+  bptt::Team team(
+      bptt::useful_threads(threads, T * B * bptt::gates(cell) * H * (H + g.inputs)));
   require_memory(
       bptt::layer_gradients(kernels, team, cell, T, B, H, delta_at, h_at, g));
 }
@@ -275,9 +304,9 @@ std::vector<std::string> variants() {
 NB_MODULE(_native, m) {
   m.def("variants", &variants);
   m.def("forward", &forward, nb::arg("name"), nb::arg("threads"), nb::arg("cell"),
-        nb::arg("sizes"), nb::arg("x").none(), nb::arg("ids").none(), nb::arg("U"),
-        nb::arg("W"), nb::arg("b_ih").none(), nb::arg("b_hh").none(), nb::arg("h"),
-        nb::arg("y").none(), nb::arg("c").none(), nb::arg("tape").none());
+        nb::arg("sizes"), nb::arg("x").none(), nb::arg("ids").none(), nb::arg("weights"),
+        nb::arg("masks"), nb::arg("h0"), nb::arg("c0").none(), nb::arg("y"),
+        nb::arg("h_end"), nb::arg("c_end").none(), nb::arg("tapes"));
   m.def("tape_floats", &tape_floats, nb::arg("name"), nb::arg("cell"), nb::arg("sizes"));
   m.def("empty", &empty, nb::arg("elements"));
   m.def("backward", &backward, nb::arg("name"), nb::arg("threads"), nb::arg("cell"),

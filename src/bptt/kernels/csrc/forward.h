@@ -96,6 +96,10 @@ class ForwardScan {
 
   int64_t panels() const { return ceil_div(f_.hidden, kPanel); }
   int64_t units(int64_t u) const { return min(kPanel, f_.hidden - u * kPanel); }
+  // (hidden) of row b before step t.
+  const float* h_before(int64_t t, int64_t b) const {
+    return t ? f_.h + ((t - 1) * f_.batch + b) * f_.hidden : f_.h0 + b * f_.hidden;
+  }
 
   // One thread's share: rows of the batch, panels of units, and where it works.
   struct Part {
@@ -146,7 +150,7 @@ class ForwardScan {
         set_bias(p);
         for (int64_t b = p.rows.begin; b < p.rows.end; ++b)
           for (int64_t u = p.panels.begin; u < p.panels.end; ++u)
-            std::memcpy(h_copy[0] + b * ldh_ + u * kPanel, f_.h + b * H + u * kPanel,
+            std::memcpy(h_copy[0] + b * ldh_ + u * kPanel, f_.h0 + b * H + u * kPanel,
                         static_cast<size_t>(units(u)) * sizeof(float));
       }
       all.wait();
@@ -297,7 +301,7 @@ class ForwardScan {
               if (f_.x)
                 dot_row(f_.x + row * I, f_.U + at * I, I, I, {0, units(u)},
                         z + input_block(kCell, gate) * kPanel);
-              dot_row(f_.h + row * H, f_.W + at * H, H, H, {0, units(u)},
+              dot_row(h_before(t, b), f_.W + at * H, H, H, {0, units(u)},
                       z + gate * kPanel);
             }
             finish(t, b, u, z, nullptr);
@@ -315,19 +319,19 @@ class ForwardScan {
   // Prefetches what `finish` will read and write.
   void fetch(int64_t t, int64_t b, int64_t u) const {
     const int64_t H = f_.hidden, at = u * kPanel;
-    const int64_t row = t * f_.batch + b, next = row + f_.batch;
-    prefetch<true>(f_.h + next * H + at, units(u));
+    const int64_t row = t * f_.batch + b;
+    prefetch<true>(f_.h + row * H + at, units(u));
     if (f_.y) prefetch<true>(f_.y + row * H + at, units(u));
   }
 
   // The cell's arithmetic of step t, row b and panel u.
   void finish(int64_t t, int64_t b, int64_t u, const float* z, float* h_copy) const {
     const int64_t H = f_.hidden, at = u * kPanel;
-    const int64_t row = t * f_.batch + b, next = row + f_.batch;
+    const int64_t row = t * f_.batch + b;
     ForwardRow to{};
     to.z = z;
-    to.h_prev = f_.h + row * H + at;
-    to.h = f_.h + next * H + at;
+    to.h_prev = h_before(t, b) + at;
+    to.h = f_.h + row * H + at;
     if (f_.y) to.y = f_.y + row * H + at;
     if (h_copy) to.h_copy = h_copy + at;
     if constexpr (kCell == Cell::kLstm) to.c = f_.c + b * H + at;

@@ -32,8 +32,9 @@ struct Forward {
   const float* W;      // (gates * hidden, hidden)
   const float* b_ih;   // (gates * hidden); both biases or none
   const float* b_hh;
-  float* h;  // (time + 1, batch, hidden); entry 0 is given
-  float* y;  // (time, batch, hidden), a copy of h past entry 0; or null
+  const float* h0;  // (batch, hidden), before the first step
+  float* h;  // (time, batch, hidden)
+  float* y;  // (time, batch, hidden), a copy of h; or null
   float* c;  // LSTM: (batch, hidden), changed in place
   float* tape;  // what the way back needs: Kernels::tape_floats; or null
 };

@@ -24,6 +24,61 @@ bool layer_forward(const Kernels& kernels, Team& team, Forward f) {
   return kernels.forward(team, f);
 }
 
+int useful_threads(int threads, int64_t multiplications) {
+  constexpr int64_t kWorthWaking = 3 << 20;  // some 60 microseconds of one thread
+  return multiplications < kWorthWaking ? 1 : threads;
+}
+
+bool stack_forward(const Kernels& kernels, Team& team, const Stack& s) {
+  const int64_t state = s.batch * s.hidden, steps = s.time * state;
+  const bool is_lstm = s.cell == Cell::kLstm;
+  // What passes between layers, where no tape holds it.
+  const bool loose = s.layers > 1 && !s.layer[0].h;
+  bool masked = false;
+  for (int l = 0; l + 1 < s.layers; ++l) masked |= s.layer[l].mask != nullptr;
+  Scratch<> between(loose ? 2 * steps : 0), input(masked ? steps : 0);
+  if (!between || !input) return false;
+  Forward f{};
+  f.cell = s.cell;
+  f.time = s.time;
+  f.batch = s.batch;
+  f.hidden = s.hidden;
+  f.inputs = s.inputs;
+  f.x = s.x;
+  f.ids = s.ids;
+  for (int l = 0; l < s.layers; ++l) {
+    const StackLayer& layer = s.layer[l];
+    const bool top = l + 1 == s.layers;
+    f.U = layer.U;
+    f.W = layer.W;
+    f.b_ih = layer.b_ih;
+    f.b_hh = layer.b_hh;
+    f.h0 = s.h0 + l * state;
+    if (layer.h) {
+      std::copy_n(f.h0, state, layer.h);
+      f.h = layer.h + state;
+    } else {
+      f.h = top ? s.y : between.get() + l % 2 * steps;
+    }
+    f.y = top && layer.h ? s.y : nullptr;
+    if (is_lstm) {
+      f.c = s.c_end + l * state;
+      std::copy_n(s.c0 + l * state, state, f.c);
+    }
+    f.tape = layer.tape;
+    if (!layer_forward(kernels, team, f)) return false;
+    std::copy_n(f.h + steps - state, state, s.h_end + l * state);
+    f.inputs = s.hidden;
+    f.ids = nullptr;
+    f.x = f.h;
+    if (!top && layer.mask) {
+      for (int64_t i = 0; i < steps; ++i) input.get()[i] = f.h[i] * layer.mask[i];
+      f.x = input.get();
+    }
+  }
+  return true;
+}
+
 namespace {
 
 // work(gradients), with dU of many ids as a table of columns meanwhile.

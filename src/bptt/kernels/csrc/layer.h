@@ -12,4 +12,34 @@ bool layer_backward(const Kernels&, Team&, Backward);
 bool layer_gradients(const Kernels&, Team&, Cell, int64_t time, int64_t batch,
                      int64_t hidden, const float* delta, const float* h, Gradients);
 
+// One layer of a stack on the way forward; shapes as in Forward.
+struct StackLayer {
+  const float* U;
+  const float* W;
+  const float* b_ih;
+  const float* b_hh;
+  const float* mask;  // (time, batch, hidden) on the way to the layer above; or null
+  float* h;     // (time + 1, batch, hidden), entry 0 the state before; or null, and
+  float* tape;  // then null too
+};
+
+struct Stack {
+  Cell cell;
+  int64_t time, batch, inputs, hidden;
+  int layers;
+  const StackLayer* layer;  // bottom first
+  const float* x;           // as in Forward
+  const int64_t* ids;
+  const float* h0;  // (layers, batch, hidden)
+  const float* c0;  // LSTM: the same
+  float* y;         // (time, batch, hidden), of the top layer
+  float* h_end;     // (layers, batch, hidden)
+  float* c_end;
+};
+
+bool stack_forward(const Kernels&, Team&, const Stack&);
+
+// How many of `threads` are worth the meeting, for so many multiplications in all.
+int useful_threads(int threads, int64_t multiplications);
+
 }  // namespace bptt
