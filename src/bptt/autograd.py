@@ -178,6 +178,7 @@ class _ThroughTime(torch.autograd.Function):
             is_native
             and not torch.is_grad_enabled()
             and not inside_transform()
+            and not any(map(_is_batched, (dy, *dfinal)))
             and native.applies(layers, x, (dy, *dfinal))
         ):
             dx, gradients, dstate = native.backward(
@@ -217,6 +218,11 @@ class _ThroughTime(torch.autograd.Function):
             *(getattr(g, f"d{name}") for g in gradients for name in _WEIGHTS),
             *dstate,
         )
+
+
+def _is_batched(t: Tensor | None) -> bool:
+    """Whether `torch.autograd.grad(is_grads_batched=True)` hands in many at once."""
+    return t is not None and torch._C._functorch.is_legacy_batchedtensor(t)
 
 
 def _outputs(tapes: Sequence[Tape]) -> tuple[Tensor, State]:

@@ -12,6 +12,7 @@ import torch
 import bptt
 from kernels import cases
 from kernels.cases import KIND, NATIVE, Case, assert_bits, assert_near, bits, run
+from kernels.conftest import NATIVES, NONE
 from kernels.layouts import laid_out
 from literal import ours, outputs
 
@@ -161,23 +162,29 @@ def test_the_outputs_share_no_memory(kind, without):
             assert not any(part.isnan().any() for part in data.state)
 
 
+@pytest.mark.parametrize(("batch", "time"), [(6, 8), (64, 64)])
 @KIND
-def test_an_output_outlives_later_calls(kind):
-    """No buffer is used again while the caller holds what is in it."""
-    case = Case(kind, 24, batch=6, time=8, inputs=5)
+def test_results_outlive_later_calls(kind, batch, time):
+    """No memory is used again while the caller holds what is in it."""
+    case = Case(kind, 72, batch, time, inputs=5)
     module, data = case.modules()[0], case.data()
     with torch.no_grad():
-        first = outputs(module, data.x, *data.state)
-        before = {name: t.clone() for name, t in first.items()}
-        for seed in range(5):
-            outputs(module, replace(case, seed=seed).data().x)
-    assert_bits(first, before)
+        results = [outputs(module, data.x, *data.state)]
+    results.append(run(module, data))
+    before = [{name: t.clone() for name, t in result.items()} for result in results]
+    for seed in range(3):
+        other = replace(case, seed=seed).data()
+        run(module, other)
+        with torch.no_grad():
+            outputs(module, other.x)
+    for result, once in zip(results, before, strict=True):
+        assert_bits(result, once)
 
 
 @WITHOUT
 def test_outputs_are_ordinary_tensors(without):
     """Whatever owns their memory: numpy reads it, files and processes share it."""
-    case = Case("lstm", 10, batch=3, time=4, inputs=5)
+    case = Case("lstm", 72, batch=64, time=64, inputs=5)  # so large that it may be ours
     module, data = case.modules()[0], case.data()
     expected = outputs(module, data.x)["y"].detach()
     with without():
@@ -195,6 +202,34 @@ def test_outputs_are_ordinary_tensors(without):
     del y
     gc.collect()
     assert_bits({"part": part}, {"part": expected[1:, 1]})
+
+
+def wrong_calls(module):
+    """Calls that none of the modules takes, whatever the kind."""
+    x, h = torch.ones(3, 2, 5), torch.zeros(1, 2, 9)
+    both = (h, h) if isinstance(module, torch.nn.LSTM) else h
+    one = (h,) if not isinstance(module, torch.nn.LSTM) else h
+    ids = torch.tensor([[0, 1], [2, 5]])
+    return [
+        *((x, hx) for hx in (5, "h", {}, [], one, (h, h, h), (h, None))),
+        *((x, wrong) for wrong in ([both], (h[:, :1], h[:, :1]), h[0])),
+        *((t, both) for t in (x[..., :4], x[:0], x.double(), x.int(), x[None])),
+        *((t, both) for t in (ids, ids - 1, ids[:, :1], ids > 0, ids.float())),
+        *((t, both) for t in (5, [1, 2], None)),
+    ]
+
+
+@pytest.mark.parametrize("kernel", NATIVES[:1] or [NONE], indirect=True)
+@KIND
+def test_wrong_arguments_are_refused_as_in_training(kind):
+    """With the same words, though what checks them may be left out on a short way."""
+    module = ours(kind, 5, 9, dtype=torch.float32)
+    for call in wrong_calls(module):
+        with pytest.raises(Exception) as training:
+            module(*call)
+        with pytest.raises(type(training.value)) as inference, torch.no_grad():
+            module(*call)
+        assert str(inference.value) == str(training.value)
 
 
 CHANGES = {

@@ -127,11 +127,10 @@ def _below_the_module(p: Problem, truncation: Truncation) -> dict[str, torch.Ten
         Layer(cell, *(leaves[f"{name}_l{at}"] for name in names))
         for at in range(p.layers)
     ]
-    initial = [tuple(leaves[n][at] for n in PARTS[p.kind]) for at in range(p.layers)]
+    initial = tuple(leaves[name] for name in PARTS[p.kind])
     y, final = autograd.run(layers, leaves["x"], initial, p.masks, truncation)
-    ends = [part for state in final for part in state]
-    errors = [d[at] for at in range(p.layers) for d in p.dfinal]
-    grads = torch.autograd.grad([y, *ends], list(leaves.values()), [p.dy, *errors])
+    errors = [p.dy, *p.dfinal]
+    grads = torch.autograd.grad([y, *final], list(leaves.values()), errors)
     return {"y": y} | dict(zip(leaves, grads, strict=True))
 
 

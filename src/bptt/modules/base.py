@@ -84,7 +84,10 @@ class ThroughTime(_Base):
             if done is not None:
                 return done
         device_type = input.device.type
-        if not torch.is_autocast_enabled(device_type):
+        if not (
+            torch.amp.is_autocast_available(device_type)
+            and torch.is_autocast_enabled(device_type)
+        ):
             return self._run(input, hx)
         # Under autocast the recurrence stays in the precision of its weights.
         if input.is_floating_point():
@@ -115,9 +118,11 @@ class ThroughTime(_Base):
             or torch.is_autocast_enabled("cpu")
         ):
             return None
-        weights: list[list[Tensor]] = []
+        weights = []
         for names in self._all_weights:
-            layer = [w for w in map(parameters.get, names) if w is not None]
+            layer: list[Tensor] = [
+                w for w in map(parameters.get, names) if w is not None
+            ]
             if len(layer) < len(names):  # parametrized: an attribute, not a parameter
                 return None
             weights.append(layer)

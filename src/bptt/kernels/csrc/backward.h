@@ -233,8 +233,8 @@ class BackwardScan {
   void step(const Part& p, int l, int64_t lag) const {
     const int64_t begin = max(p.rows.begin, passes_.first(lag) * b_.batch);
     const int64_t end = min(p.rows.end, passes_.last(lag) * b_.batch);
-    for (int64_t low = begin; low < end; low += kGroupRows) {
-      int64_t count = min(kGroupRows, end - low);
+    for (int64_t low = begin, count; low < end; low += count) {
+      count = group_rows(low, end);
       for (int64_t u = p.panels.begin; u < p.panels.end; ++u) {
         for (int64_t r = low; r < low + count; ++r) fetch(l, lag, r, u);
         arriving(p, l, lag, low, count, u);
@@ -329,8 +329,8 @@ class BackwardScan {
     for (int l = 0; l < b_.layers; ++l) {
       const BackwardLayer& layer = b_.layer[l];
       if (!layer.dh_start) continue;
-      for (int64_t low = begin; low < end; low += kGroupRows) {
-        int64_t count = min(kGroupRows, end - low);
+      for (int64_t low = begin, count; low < end; low += count) {
+        count = group_rows(low, end);
         for (int64_t u = p.panels.begin; u < p.panels.end; ++u) {
           step_product(count, depth(), previous(l, lag) + low * ld(), ld(),
                        layer_memory_[l].W + u * depth() * kPanel, 0, 1, p.product, kPanel, false);

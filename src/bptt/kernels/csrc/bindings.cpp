@@ -302,6 +302,7 @@ std::vector<std::string> variants() {
 }  // namespace
 
 NB_MODULE(_native, m) {
+  bptt::watch_forks();
   m.def("variants", &variants);
   m.def("forward", &forward, nb::arg("name"), nb::arg("threads"), nb::arg("cell"),
         nb::arg("sizes"), nb::arg("x").none(), nb::arg("ids").none(), nb::arg("weights"),

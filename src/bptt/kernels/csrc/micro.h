@@ -19,7 +19,9 @@ constexpr int64_t kDepth = 256;
 
 // c (rows, kPanel) = [c +] a (rows, depth) b (depth, kPanel).
 // a: element (r, k) at a[r * row + k * column]; b: aligned; c: rows of stride ldc.
-// Few rows take the sum in `Split` interleaved parts, to keep the multipliers busy.
+// Few rows take the sum in `Split` interleaved parts, to keep the multipliers busy;
+// not in packed products, where how many rows are left depends on the threads, and the
+// bits of a result must not.
 template <int Rows, int Split, bool Packed>
 inline void tile(int64_t depth, const float* a, int64_t row, const float* b, float* c,
                  int64_t ldc, bool add) {
@@ -65,7 +67,7 @@ inline void tile(int64_t rows, int64_t depth, const float* a, int64_t row,
                  const float* b, float* c, int64_t ldc, bool add) {
 #define BPTT_TILE(R, S) \
   case R:               \
-    return tile<R, S, Packed>(depth, a, row, b, c, ldc, add);
+    return tile<R, Packed ? 1 : S, Packed>(depth, a, row, b, c, ldc, add);
   switch (rows) {
     BPTT_TILE(1, 4)
     BPTT_TILE(2, 2)

@@ -55,6 +55,12 @@ inline Division divide(int threads, int64_t rows, int64_t panels, int64_t weight
   return best;
 }
 
+// The next rows to take from `low` on: from a multiple of kRows a group, else up to the
+// next multiple, so that tiles are cut alike however many threads share the rows.
+inline int64_t group_rows(int64_t low, int64_t end) {
+  return min(low % kRows ? kRows - low % kRows : kGroupRows, end - low);
+}
+
 // Brings the units of a panel into the cache while a product runs: the rows of a step
 // lie pages apart, which no processor foresees.
 template <bool kWrite>

@@ -101,17 +101,21 @@ class Pool {
  public:
   // Never destroyed: a worker may still wait on it at exit.
   static Pool& get() {
-    static std::once_flag once;
-    std::call_once(once, [] {
-      current() = new Pool(static_cast<bool>(loaded_openmp()));
-#if defined(BPTT_POSIX)
-      // A child process has none of the threads, and an OpenMP runtime that waits for
-      // them for ever: it begins with a pool of its own.
-      pthread_atfork(nullptr, nullptr, [] { current() = new Pool(false); });
-#endif
-    });
-    return *current();
+    static std::mutex mutex;
+    Pool* pool = current().load(std::memory_order_acquire);
+    if (pool) return *pool;
+    std::lock_guard<std::mutex> lock(mutex);
+    pool = current().load(std::memory_order_acquire);
+    if (!pool) {
+      pool = new Pool(static_cast<bool>(loaded_openmp()));
+      current().store(pool, std::memory_order_release);
+    }
+    return *pool;
   }
+
+  // In a child, which has none of its parent's threads, and an OpenMP runtime that may
+  // wait for them for ever: it begins with a pool of its own.
+  static void begin_child() { current().store(new Pool(false)); }
 
   explicit Pool(bool shared) : shared_(shared) {}
 
@@ -214,8 +218,8 @@ class Pool {
       throw std::runtime_error("the OpenMP runtime gave fewer threads than asked for");
   }
 
-  static Pool*& current() {
-    static Pool* pool = nullptr;
+  static std::atomic<Pool*>& current() {
+    static std::atomic<Pool*> pool{nullptr};
     return pool;
   }
 
@@ -224,6 +228,13 @@ class Pool {
   std::vector<std::unique_ptr<Worker>> workers_;
   std::atomic<int> pending_{0};
 };
+
+void watch_forks() {
+#if defined(BPTT_POSIX)
+  static std::once_flag once;
+  std::call_once(once, [] { pthread_atfork(nullptr, nullptr, Pool::begin_child); });
+#endif
+}
 
 Team::Team(int wanted) : pool_(nullptr), size_(1) {
   if (wanted <= 1) return;

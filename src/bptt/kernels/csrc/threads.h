@@ -29,6 +29,9 @@ class Team {
   int size_;
 };
 
+// Call once, early: from then on a forked child knows that it is one.
+void watch_forks();
+
 // Where `parties` threads wait for each other: spins a little, then yields, so that it
 // neither sleeps between steps of microseconds nor keeps a processor from the thread
 // that it waits for.
