@@ -3,9 +3,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # One install for users, one with what the tests and checks need; each redone when the
-# package's metadata or the pinned versions change.
+# package's metadata, the pinned versions or the native core change.
 INSTALLED := .venv/.installed
 INSTALLED_DEV := .venv/.installed-dev
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt \
+  $(wildcard src/bptt/kernels/csrc/*)
 
 .PHONY: demo test check format clean
 
@@ -28,12 +30,12 @@ format: $(INSTALLED_DEV)
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): $(SOURCES)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --constraint constraints.txt --editable .
 	touch $@
 
-$(INSTALLED_DEV): pyproject.toml constraints.txt
+$(INSTALLED_DEV): $(SOURCES)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --constraint constraints.txt --editable ".[dev]"
 	touch $(INSTALLED) $@

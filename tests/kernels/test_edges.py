@@ -1,6 +1,8 @@
 """nan, inf, saturation, kinks, empty batches, one step, thousands of steps."""
 
 import gc
+import multiprocessing
+import os
 from dataclasses import replace
 
 import pytest
@@ -9,8 +11,9 @@ import torch
 import bptt
 from kernels import cases
 from kernels.cases import KIND, NATIVE, Case, Data, assert_bits, assert_near, run
+from kernels.guards import guarded
 from kernels.law import assert_as_exact_as_torch, steady
-from literal import GATES, ours, outputs, theirs
+from literal import GATES, KINDS, ours, outputs, theirs
 
 pytestmark = NATIVE
 
@@ -180,6 +183,67 @@ def test_gradients_share_no_memory(kind):
         {n: p.grad for n, p in module.named_parameters()},
         {n: 2 * grad for n, grad in grads.items()},
     )
+
+
+@KIND
+def test_memory_that_nobody_wrote_is_not_read(kind):
+    """Under deterministic algorithms torch fills all that it hands out with nan."""
+    for truncation in (None, bptt.Truncation(2, 3), bptt.Truncation(3, 2)):
+        case = Case(kind, 19, 3, 7, inputs=5, layers=2, truncation=truncation)
+        module, data = case.modules()[0], case.data()
+        expected = run(module, data)
+        torch.use_deterministic_algorithms(True)
+        try:
+            found = run(module, data)
+            with torch.no_grad():
+                forward = outputs(module, data.x, *data.state)
+        finally:
+            torch.use_deterministic_algorithms(False)
+        assert_bits(found, expected)
+        assert_near(forward, {name: expected[name] for name in forward}, 2e-6)
+
+
+def _run_at_the_end_of_memory():
+    for at in range(24):
+        truncation = (None, bptt.Truncation(2, 3))[at // 4 % 2]
+        case = Case(
+            KINDS[at % 4],
+            hidden=(1, 7, 8, 17, 33, 47)[at % 6],
+            batch=(1, 3, 8, 13)[at // 2 % 4],
+            time=4,
+            inputs=(3, 21)[at % 2],
+            layers=1 + at % 2,
+            ids=at % 3 == 0,
+            truncation=truncation,
+        )
+        module, data = case.modules()[0], case.data()
+        expected = run(module, data)
+        for at_end in (True, False):
+            for weight in module.parameters():
+                weight.data = guarded(weight, at_end=at_end)
+            data = Data(
+                guarded(data.x, at_end=at_end),
+                tuple(guarded(part, at_end=at_end) for part in data.state),
+                {n: guarded(e, at_end=at_end) for n, e in data.errors.items()},
+            )
+            assert_bits(run(module, data), expected)
+            with torch.no_grad():
+                outputs(module, data.x, *data.state)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_nothing_is_touched_beyond_the_tensors():
+    """Untouchable pages stand before or after each; a fault would end the child."""
+    child = multiprocessing.get_context("fork").Process(
+        target=_run_at_the_end_of_memory
+    )
+    child.start()
+    child.join(timeout=60)
+    if child.is_alive():
+        child.kill()
+        child.join()
+    assert child.exitcode == 0  # -11 is a segmentation fault
 
 
 @KIND

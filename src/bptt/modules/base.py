@@ -126,8 +126,15 @@ class ThroughTime(_Base):
             if len(layer) < len(names):  # parametrized: an attribute, not a parameter
                 return None
             weights.append(layer)
-        is_single = isinstance(hx, Tensor)
-        done = native.infer(self._cell(), weights, input, (hx,) if is_single else hx)
+        if hx is not None:
+            if (self.mode == "LSTM") == isinstance(hx, Tensor):
+                return None
+            hx = (hx,) if isinstance(hx, Tensor) else hx
+            if not isinstance(hx, tuple | list):
+                return None
+            if not all(isinstance(part, Tensor) for part in hx):
+                return None
+        done = native.infer(self._cell(), weights, input, hx)
         if done is None:
             return None
         y, state = done
