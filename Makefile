@@ -9,7 +9,7 @@ INSTALLED_DEV := .venv/.installed-dev
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt \
   $(wildcard src/bptt/kernels/csrc/*)
 
-.PHONY: demo test check format clean
+.PHONY: demo test check sanitize format clean
 
 demo: $(INSTALLED)
 	$(BIN)/bptt train --minutes 1
@@ -22,6 +22,16 @@ check: $(INSTALLED_DEV)
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+# The kernels in a C++ program, under the address, undefined-behaviour and thread
+# sanitizers.
+sanitize:
+	for kind in address,undefined thread; do \
+	  cmake -S . -B build/$$kind -DBPTT_TESTS=ON -DCMAKE_BUILD_TYPE=Debug \
+	    -DCMAKE_CXX_FLAGS="-O1 -g -fsanitize=$$kind -fno-sanitize-recover=all" && \
+	  cmake --build build/$$kind --parallel 2 && \
+	  build/$$kind/test_kernels || exit 1; \
+	done
 
 format: $(INSTALLED_DEV)
 	$(BIN)/ruff format src tests benchmarks

@@ -27,7 +27,14 @@ KIND_AND_READS = pytest.mark.parametrize(
     [(k, r) for k in KINDS for r in READS if k == "lstm" or "c_n" not in r],
     ids=lambda value: value if isinstance(value, str) else "+".join(value),
 )
+NATIVES = [name for name in kernels.available() if name != "torch"]
+_NONE = pytest.param(
+    "none", marks=pytest.mark.skip(reason="no native kernel is installed here")
+)
+ALL = NATIVES or [_NONE]
 NATIVE = pytest.mark.usefixtures("kernel")
+# For what stands before the kernels, the same for each.
+BEST = pytest.mark.parametrize("kernel", ALL[:1], indirect=True)
 # Forward-mode differentiation in torch compiles some of its own formulas.
 FORWARD_MODE = pytest.mark.filterwarnings("ignore:.torch.jit.script")
 

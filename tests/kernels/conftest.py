@@ -6,15 +6,10 @@ import pytest
 import torch
 
 from bptt import kernels
-from kernels.cases import CELLS, watch
-
-NATIVES = [name for name in kernels.available() if name != "torch"]
-NONE = pytest.param(
-    "none", marks=pytest.mark.skip(reason="no native kernel is installed here")
-)
+from kernels.cases import ALL, CELLS, watch
 
 
-@pytest.fixture(params=NATIVES or [NONE])
+@pytest.fixture(params=ALL)
 def kernel(request):
     """The name of a native kernel, which the modules use while the test runs."""
     with kernels.use(request.param):

@@ -113,7 +113,7 @@ def test_tanh_and_sigmoid_to_the_last_digits():
 
 
 @settings(
-    max_examples=40,
+    max_examples=30,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],

@@ -10,7 +10,7 @@ import torch
 
 import bptt
 from kernels import cases
-from kernels.cases import KIND, NATIVE, Case, Data, assert_bits, assert_near, run
+from kernels.cases import BEST, KIND, NATIVE, Case, Data, assert_bits, assert_near, run
 from kernels.guards import guarded
 from kernels.law import assert_as_exact_as_torch, steady
 from literal import GATES, KINDS, ours, outputs, theirs
@@ -256,6 +256,7 @@ def test_numbers_below_the_normal_ones_still_count_after_a_call(kind):
     assert float(tiny[0]) / 2 > 0
 
 
+@BEST
 def test_shapes_that_vary_do_not_pile_up():
     """Resident memory over hundreds of shapes (PyTorch's caches once grew so)."""
     generator = torch.Generator().manual_seed(0)

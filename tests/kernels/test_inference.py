@@ -11,8 +11,7 @@ import torch
 
 import bptt
 from kernels import cases
-from kernels.cases import KIND, NATIVE, Case, assert_bits, assert_near, bits, run
-from kernels.conftest import NATIVES, NONE
+from kernels.cases import BEST, KIND, NATIVE, Case, assert_bits, assert_near, bits, run
 from kernels.layouts import laid_out
 from literal import ours, outputs
 
@@ -59,6 +58,7 @@ def test_frozen_weights_mean_inference_and_leave_no_graph(kind):
     assert_near(found, expected, 2e-6)
 
 
+@BEST
 @KIND
 def test_only_the_outputs_stay_in_memory(kind):
     """And not, because they are views of it, the tape that they were made with."""
@@ -71,6 +71,7 @@ def test_only_the_outputs_stay_in_memory(kind):
     assert per_call < 2, f"{per_call:.1f} times y for every call"
 
 
+@BEST
 @KIND
 def test_the_tape_dies_in_the_backward_pass_though_the_outputs_live(kind):
     resident = _resident_bytes()
@@ -219,7 +220,7 @@ def wrong_calls(module):
     ]
 
 
-@pytest.mark.parametrize("kernel", NATIVES[:1] or [NONE], indirect=True)
+@BEST
 @KIND
 def test_wrong_arguments_are_refused_as_in_training(kind):
     """With the same words, though what checks them may be left out on a short way."""

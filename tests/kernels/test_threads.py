@@ -13,8 +13,7 @@ import pytest
 
 from bptt.truncation import Truncation
 from kernels import cases
-from kernels.cases import KIND, NATIVE, Case, assert_bits, run
-from kernels.conftest import NATIVES
+from kernels.cases import KIND, NATIVE, NATIVES, Case, assert_bits, run
 from kernels.law import assert_as_exact_as_torch
 from literal import KINDS
 
@@ -44,7 +43,7 @@ def test_the_same_bits_run_after_run(kind, threads, shape, set_threads):
         module, data = case.modules()[0], case.data()
         with cases.native_only():
             first = run(module, data)
-            for _ in range(2):
+            for _ in range(threads):
                 assert_bits(run(module, data), first)
 
 

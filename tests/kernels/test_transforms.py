@@ -17,6 +17,7 @@ from bptt import kernels
 from bptt.truncation import Truncation
 from kernels import cases
 from kernels.cases import (
+    BEST,
     FORWARD_MODE,
     KIND,
     NATIVE,
@@ -25,16 +26,11 @@ from kernels.cases import (
     assert_near,
     run,
 )
-from kernels.conftest import NATIVES, NONE
 from kernels.law import exact, steady
 from kernels.layouts import laid_out
 from literal import gradients, outputs
 
-# This is all about what stands before the kernels, the same for each: so one of them.
-pytestmark = [
-    NATIVE,
-    pytest.mark.parametrize("kernel", NATIVES[:1] or [NONE], indirect=True),
-]
+pytestmark = [NATIVE, BEST]
 
 TOLERANCE = 2e-5
 TRUNCATIONS = pytest.mark.parametrize(
