@@ -93,6 +93,8 @@ class ForwardScan {
   // A thread's pre-activations are formed for so many steps ahead that they stay in
   // its second-level cache until the loop has come to them.
   static constexpr int64_t kAheadFloats = 96 * 1024;
+  // But for no fewer rows than earn back the reading of U.
+  static constexpr int64_t kLeastAhead = kBlockRows;
 
   int64_t panels() const { return ceil_div(f_.hidden, kPanel); }
   int64_t units(int64_t u) const { return min(kPanel, f_.hidden - u * kPanel); }
@@ -122,8 +124,8 @@ class ForwardScan {
     Division division = divide(team.size(), B, panels(), kGates * panels() * W_panel);
     const int64_t rows = ceil_div(ceil_div(B, kRows), division.row_parts) * kRows;
     const int64_t wide = ceil_div(panels(), division.unit_parts);
-    const int64_t ahead =
-        max(1, min(f_.time, kAheadFloats / (min(rows, B) * wide * kWidth)));
+    const int64_t ahead = min(f_.time, max(kAheadFloats / (min(rows, B) * wide * kWidth),
+                                           ceil_div(kLeastAhead, min(rows, B))));
     const int64_t z_floats = wide * ahead * min(rows, B) * kWidth;
     const int64_t left_floats = f_.x ? kBlockRows * kDepth : 0;
     const int64_t each = z_floats + left_floats + wide * kWidth;
