@@ -43,14 +43,14 @@ def active() -> str:
         asked = os.environ.get(VARIABLE)
         if asked:
             _require(asked, f"{VARIABLE}={asked}")
-        elif not INSTALLED:
+        _active = asked or available()[0]
+        if not asked and not INSTALLED:  # once: it is chosen now
             warnings.warn(
                 "bptt was installed without its native core (no working C++ compiler "
                 "was found), so recurrent layers run the slower definition in PyTorch; "
                 f"install it again with a compiler, or set {VARIABLE}=torch",
                 stacklevel=2,
             )
-        _active = asked or available()[0]
     return _active
 
 
