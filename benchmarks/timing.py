@@ -5,8 +5,6 @@ the same disturbances. A round times as many calls as fill `LEAST_S`; a ratio is
 the times of one round; a figure is the median over the rounds.
 """
 
-import importlib
-import importlib.util
 import json
 import math
 import os
@@ -23,6 +21,7 @@ from typing import Any
 import torch
 
 import bptt
+from bptt import kernels
 
 LEAST_S = 0.03  # that a round times a contestant for
 
@@ -136,14 +135,6 @@ def machine() -> dict[str, Any]:
     return {"cores": os.cpu_count(), "threads": torch.get_num_threads()}
 
 
-def active_kernels() -> Any:
-    """What `bptt.kernels.active()` says, or None where there are no kernels yet."""
-    found = importlib.util.find_spec("bptt.kernels")
-    if found is None or found.origin is None:  # no origin: a folder without modules
-        return None
-    return importlib.import_module("bptt.kernels").active()
-
-
 @contextmanager
 def busy_processes(count: int) -> Iterator[None]:
     """As many other processes that compute without end, while the block runs."""
@@ -166,7 +157,7 @@ def about() -> dict[str, Any]:
     return {
         "versions": versions(),
         "machine": {**machine(), "vectors": vectors},
-        "kernels": active_kernels(),
+        "kernels": kernels.active(),
     }
 
 

@@ -11,6 +11,7 @@ state and that tape as what is kept.
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,20 +88,9 @@ def forward(
     time, batch = x.shape[:2]
     inputs, hidden = layers[0].U.shape[1], layers[0].W.shape[1]
     cell = _CELLS[type(layers[0].cell)]
-    alive: list[Tensor] = []  # what addresses point to, until the call returns
-
-    def array(t: Tensor) -> _Array:
-        t = t.contiguous()
-        alive.append(t)
-        return t.data_ptr(), t.numel()
-
+    to = _Addresses()
     weights = [
-        (
-            array(layer.U),
-            array(layer.W),
-            None if layer.b_ih is None else array(layer.b_ih),
-            None if layer.b_hh is None else array(layer.b_hh),
-        )
+        (to.of(layer.U), to.of(layer.W), to.maybe(layer.b_ih), to.maybe(layer.b_hh))
         for layer in layers
     ]
     tapes: list[Tape] = []
@@ -119,17 +109,17 @@ def forward(
         torch.get_num_threads(),
         cell,
         (time, batch, inputs, hidden),
-        array(x) if is_float else None,
-        None if is_float else array(x),
+        to.of(x) if is_float else None,
+        None if is_float else to.of(x),
         weights,
-        [array(mask) for mask in masks],
-        array(initial[0]),
-        array(initial[1]) if len(initial) > 1 else None,
-        array(y),
-        array(final[0]),
-        array(final[1]) if len(final) > 1 else None,
+        [to.of(mask) for mask in masks],
+        to.of(initial[0]),
+        to.of(initial[1]) if len(initial) > 1 else None,
+        to.of(y),
+        to.of(final[0]),
+        to.of(final[1]) if len(final) > 1 else None,
         [
-            (array(tape.states[0]), array(tape.kept[0]) if tape.kept else None)
+            (to.of(tape.states[0]), to.of(tape.kept[0]) if tape.kept else None)
             for tape in tapes
         ],
     )
@@ -259,97 +249,132 @@ def backward(
         the error of the initial state, parts (layers, batch, state).
     """
     time, batch, hidden = dy.shape
-    full = truncation.is_full_over(time)
     sizes = (time, batch, hidden)
     threads = torch.get_num_threads()
     cell = _CELLS[type(layers[0].cell)]
-    alive: list[Tensor] = []  # what addresses point to, until the calls return
-
-    def array(t: Tensor) -> _Array:
-        t = t.contiguous()
-        alive.append(t)
-        return t.data_ptr(), t.numel()
-
-    def maybe(t: Tensor | None) -> _Array | None:
-        return None if t is None else array(t)
-
-    results: list[LayerGradients] = []
-
-    def outputs(index: int, needs: bool) -> tuple[Tensor | None, tuple]:  # type: ignore[type-arg]
-        """New tensors for a layer's gradients, and what the core makes them from."""
-        layer = layers[index]
-        above = _input_above(tapes[index - 1], index - 1, masks) if index else x
-        dx = _empty(*above.shape) if needs else None
-        has_bias = layer.b_ih is not None
-        gates = layer.W.shape[0]
-        results.append(
-            LayerGradients(
-                dU=_empty(*layer.U.shape),
-                dW=_empty(*layer.W.shape),
-                db_ih=_empty(gates) if has_bias else None,
-                db_hh=_empty(gates) if has_bias else None,
-                dstate=tuple(d[index] for d in dstate),
-            )
-        )
-        new = results[-1]
-        is_float = above.is_floating_point()
-        return dx, (
-            layer.U.shape[1],
-            array(above) if is_float else None,
-            None if is_float else array(above),
-            array(layer.U),
-            array(new.dU),
-            array(new.dW),
-            maybe(new.db_ih),
-            maybe(new.db_hh),
-            maybe(dx),
-        )
-
-    def given(index: int, delta: Tensor | None, *, in_stack: bool) -> tuple:  # type: ignore[type-arg]
-        layer, tape = layers[index], tapes[index]
-        ends = [None if d is None else d[index] for d in dfinal]
-        return (
-            array(layer.W),
-            array(layer.U) if in_stack and index else None,
-            array(tape.states[0]),
-            array(tape.kept[0]) if tape.kept else None,
-            array(masks[index]) if in_stack and index < len(masks) else None,
-            maybe(ends[0]),
-            maybe(ends[1]) if len(ends) > 1 else None,
-            maybe(delta),
-            array(dstate[0][index]),
-            array(dstate[1][index]) if len(ends) > 1 else None,
-        )
-
     dstate = tuple(dy.new_zeros(len(layers), batch, hidden) for _ in dfinal)
+    results = [
+        _new_gradients(layer, tuple(d[index] for d in dstate))
+        for index, layer in enumerate(layers)
+    ]
+    from_top = range(len(layers) - 1, -1, -1)
+    to = _Addresses()
+
     dx: Tensor | None = None
-    if full:  # layer by layer, from the top
-        for index in range(len(layers) - 1, -1, -1):
-            dx, gradients = outputs(index, needs_dx or index > 0)
-            layer = given(index, None, in_stack=False)
+    if truncation.is_full_over(time):  # layer by layer
+        for index in from_top:
+            inputs = _input_above(tapes[index - 1], index - 1, masks) if index else x
+            dx = _empty(*inputs.shape) if needs_dx or index else None
+            ends = [None if d is None else d[index] for d in dfinal]
+            given = to.given(layers[index], tapes[index], ends, results[index])
+            wanted = to.wanted(layers[index], inputs, results[index], dx)
             _native.backward(
-                kernel, threads, cell, sizes, None, array(dy), [layer], gradients
+                kernel, threads, cell, sizes, None, to.of(dy), [given], wanted
             )
             if index:
                 assert dx is not None
                 dy = dx.mul_(masks[index - 1]) if masks else dx
-    else:  # all layers together, pass by pass
-        assert truncation.k1 is not None
-        assert truncation.k2 is not None
-        gates = layers[0].W.shape[0]
-        width = 4 * hidden if gates == 3 * hidden else gates
-        # Where every step is visited by one pass alone, all of it is written.
-        fresh = _empty if truncation.k1 == truncation.k2 else dy.new_zeros
-        deltas = [fresh(time, batch, width) for _ in layers]
-        stack = [given(i, delta, in_stack=True) for i, delta in enumerate(deltas)]
-        passes = (truncation.k1, truncation.k2)
-        _native.backward(kernel, threads, cell, sizes, passes, array(dy), stack, None)
-        for index in range(len(layers) - 1, -1, -1):
-            dx, gradients = outputs(index, needs_dx and index == 0)
-            h = array(tapes[index].states[0])
-            delta = array(deltas[index])
-            _native.gradients(kernel, threads, cell, sizes, delta, h, gradients)
-    return dx, results[::-1], dstate
+        return dx, results, dstate
+
+    # All layers together, pass by pass.
+    assert truncation.k1 is not None
+    assert truncation.k2 is not None
+    gates = layers[0].W.shape[0]
+    width = 4 * hidden if gates == 3 * hidden else gates
+    # Where every step is visited by one pass alone, all of it is written.
+    fresh = _empty if truncation.k1 == truncation.k2 else dy.new_zeros
+    deltas = [fresh(time, batch, width) for _ in layers]
+    stack = [
+        to.given(
+            layers[index],
+            tapes[index],
+            [None if d is None else d[index] for d in dfinal],
+            results[index],
+            delta=delta,
+            U=layers[index].U if index else None,
+            mask=masks[index] if index < len(masks) else None,
+        )
+        for index, delta in enumerate(deltas)
+    ]
+    passes = (truncation.k1, truncation.k2)
+    _native.backward(kernel, threads, cell, sizes, passes, to.of(dy), stack, None)
+    for index in from_top:
+        inputs = _input_above(tapes[index - 1], index - 1, masks) if index else x
+        dx = _empty(*inputs.shape) if needs_dx and not index else None
+        wanted = to.wanted(layers[index], inputs, results[index], dx)
+        h = to.of(tapes[index].states[0])
+        _native.gradients(kernel, threads, cell, sizes, to.of(deltas[index]), h, wanted)
+    return dx, results, dstate
+
+
+class _Addresses:
+    """Addresses of tensors, made contiguous, that hold as long as this lives."""
+
+    def __init__(self) -> None:
+        self._alive: list[Tensor] = []
+
+    def of(self, t: Tensor) -> _Array:
+        t = t.contiguous()
+        self._alive.append(t)
+        return t.data_ptr(), t.numel()
+
+    def maybe(self, t: Tensor | None) -> _Array | None:
+        return None if t is None else self.of(t)
+
+    def given(
+        self,
+        layer: Layer,
+        tape: Tape,
+        ends: Sequence[Tensor | None],
+        new: LayerGradients,
+        *,
+        delta: Tensor | None = None,
+        U: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Any:
+        """A layer as `_native.backward` takes it."""
+        is_lstm = len(ends) > 1
+        return (
+            self.of(layer.W),
+            self.maybe(U),
+            self.of(tape.states[0]),
+            self.of(tape.kept[0]) if tape.kept else None,
+            self.maybe(mask),
+            self.maybe(ends[0]),
+            self.maybe(ends[1]) if is_lstm else None,
+            self.maybe(delta),
+            self.of(new.dstate[0]),
+            self.of(new.dstate[1]) if is_lstm else None,
+        )
+
+    def wanted(
+        self, layer: Layer, inputs: Tensor, new: LayerGradients, dx: Tensor | None
+    ) -> Any:
+        """A layer's gradients, and what they are made from, as `_native` takes them."""
+        is_float = inputs.is_floating_point()
+        return (
+            layer.U.shape[1],
+            self.of(inputs) if is_float else None,
+            None if is_float else self.of(inputs),
+            self.of(layer.U),
+            self.of(new.dU),
+            self.of(new.dW),
+            self.maybe(new.db_ih),
+            self.maybe(new.db_hh),
+            self.maybe(dx),
+        )
+
+
+def _new_gradients(layer: Layer, dstate: State) -> LayerGradients:
+    """Memory for a layer's gradients."""
+    gates = layer.W.shape[0]
+    return LayerGradients(
+        dU=_empty(*layer.U.shape),
+        dW=_empty(*layer.W.shape),
+        db_ih=None if layer.b_ih is None else _empty(gates),
+        db_hh=None if layer.b_hh is None else _empty(gates),
+        dstate=dstate,
+    )
 
 
 def _empty(*shape: int) -> Tensor:

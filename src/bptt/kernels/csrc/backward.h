@@ -44,7 +44,8 @@ struct BackwardRow {
 enum class Sum { kNone, kStore, kAdd };
 
 template <Cell kCell, Sum kSum>
-__attribute__((always_inline)) inline void backward_units(const BackwardRow& row, int at, int lanes) {
+__attribute__((always_inline)) inline void backward_units(const BackwardRow& row, int at,
+                                                          int lanes) {
   const int64_t H = row.hidden;
   auto recall = [&](int block) { return load(row.tape + block * kPanel + at); };
   auto put = [&](int block, Vec v) {
@@ -252,7 +253,8 @@ class BackwardScan {
     if (l + 1 < b_.layers) {
       const int64_t skip = kCell == Cell::kGru ? H : 0;  // r z n, after hn
       step_product(count, depth(), previous(l + 1, lag) + low * ld() + skip, ld(),
-                   layer_memory_[l + 1].U + u * depth() * kPanel, 0, 1, p.product, kPanel, false);
+                   layer_memory_[l + 1].U + u * depth() * kPanel, 0, 1, p.product,
+                   kPanel, false);
       if (const float* mask = b_.layer[l].mask)
         for (int64_t r = low; r < low + count; ++r) {
           const float* row = mask + step_row(r, lag) * H + at;
@@ -263,7 +265,8 @@ class BackwardScan {
     }
     if (lag > passes_.first_lag())
       step_product(count, depth(), previous(l, lag - 1) + low * ld(), ld(),
-                   layer_memory_[l].W + u * depth() * kPanel, 0, 1, p.product, kPanel, add);
+                   layer_memory_[l].W + u * depth() * kPanel, 0, 1, p.product, kPanel,
+                   add);
     else if (!add)
       std::memset(p.product, 0, static_cast<size_t>(count * kPanel) * sizeof(float));
   }
@@ -333,7 +336,8 @@ class BackwardScan {
         count = group_rows(low, end);
         for (int64_t u = p.panels.begin; u < p.panels.end; ++u) {
           step_product(count, depth(), previous(l, lag) + low * ld(), ld(),
-                       layer_memory_[l].W + u * depth() * kPanel, 0, 1, p.product, kPanel, false);
+                       layer_memory_[l].W + u * depth() * kPanel, 0, 1, p.product,
+                       kPanel, false);
           for (int64_t r = low; r < low + count; ++r)
             for (int64_t i = 0; i < min(kPanel, H - u * kPanel); ++i) {
               int64_t unit = u * kPanel + i;
