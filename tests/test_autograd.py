@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from bptt import autograd, through_time
 from bptt.cells import LSTMCell
+from bptt.rows import Rows
 from bptt.through_time import Layer
 from bptt.truncation import Truncation
 from literal import (
@@ -242,7 +243,9 @@ def test_the_operations_outputs_share_nothing_with_its_tape(truncation):
     initial = tuple(p.state)
 
     def run(*, in_place):
-        y, (h, c) = autograd.run([layer], p.x, initial, [], truncation)
+        y, (h, c) = autograd.run(
+            [layer], p.x, initial, [], truncation, Rows(*p.x.shape[:2])
+        )
         for out in (y, h, c):
             if in_place:
                 out.detach().zero_()

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 import bptt
 from bptt import through_time
 from bptt.cells import GRUCell, LSTMCell, ReLUCell, TanhCell
+from bptt.rows import Rows
 from bptt.through_time import Layer
 from bptt.truncation import Truncation
 from literal import (
@@ -37,15 +38,17 @@ def layers_of(p):
 def run(p):
     layers = layers_of(p)
     initial = list(zip(*(part.unbind(0) for part in p.state), strict=True))
-    return layers, through_time.forward(layers, p.x, initial, p.masks)
+    rows = Rows(*p.x.shape[:2])
+    return layers, through_time.forward(layers, p.x, initial, p.masks, rows)
 
 
 def loop_gradients(p, truncation, *, needs_dx=True):
     """The loop's gradients, named as those of the literal definition."""
     layers, tapes = run(p)
     dfinal = list(zip(*(part.unbind(0) for part in p.dfinal), strict=True))
+    rows = Rows(*p.x.shape[:2])
     dx, each = through_time.backward(
-        layers, p.x, p.masks, tapes, p.dy, dfinal, truncation, needs_dx=needs_dx
+        layers, p.x, p.masks, tapes, p.dy, dfinal, truncation, rows, needs_dx=needs_dx
     )
     found = {}
     for at, g in enumerate(each):

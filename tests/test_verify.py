@@ -445,13 +445,13 @@ def test_layers_truncated_each_on_its_own_are_caught(monkeypatch):
     """An error could then reach two windows back."""
     right = through_time.backward
 
-    def backward(layers, x, masks, tapes, dy, dfinal, truncation, *, needs_dx):
+    def backward(layers, x, masks, tapes, dy, dfinal, truncation, rows, *, needs_dx):
         found = []
         for at in (1, 0):
             inputs = tapes[0].states[0][1:] if at else x
             one = slice(at, at + 1)
             stack = layers[one], inputs, masks, tapes[one], dy, dfinal[one]
-            dy, (gradients,) = right(*stack, truncation, needs_dx=True)
+            dy, (gradients,) = right(*stack, truncation, rows, needs_dx=True)
             found = [gradients, *found]
         return dy, found
 

@@ -21,6 +21,7 @@ from bptt import through_time
 from bptt.cells import Cell, Tape
 from bptt.cells.base import State
 from bptt.kernels import choice, native
+from bptt.rows import Rows
 from bptt.through_time import Layer
 from bptt.truncation import Truncation
 
@@ -54,19 +55,22 @@ def run(
     initial: State,
     masks: Sequence[Tensor],
     truncation: Truncation,
+    rows: Rows,
 ) -> tuple[Tensor, State]:
     """A stack of layers over a sequence, differentiable as the truncation says.
 
     Args:
         layers: bottom first.
-        x: (time, batch, input) floats or (time, batch) int64 ids.
+        x: (time, batch, input) floats or (time, batch) int64 ids; packed if `rows` are
+            ragged.
         initial: the state before the first step, parts (layers, batch, state).
         masks: as for `through_time.forward`.
         truncation: which errors go how far back.
+        rows: which steps the rows have, and where they are reset.
 
     Returns:
-        Outputs (time, batch, state) of the top layer and the final state, parts
-        (layers, batch, state).
+        Outputs (time, batch, state) of the top layer, packed if `rows` are ragged, and
+        the final state, parts (layers, batch, state).
 
     Raises:
         NotImplementedError: inside a `torch.func` transform or forward-mode
@@ -75,31 +79,33 @@ def run(
     """
     tensors = [*_weights(layers), *initial]
     if inside_transform():
-        if not truncation.is_full_over(x.shape[0]):
+        if not truncation.is_full_over(rows.time):
             raise NotImplementedError(
                 f"{truncation} has no meaning inside torch.func transforms or "
                 "forward-mode differentiation, which differentiate the whole "
                 "sequence; set the module's truncation to None there"
             )
-        return _outputs(through_time.forward(layers, x, _by_layer(initial), masks))
+        return _defined(layers, x, initial, masks, rows)
     kernel = (
         choice.active()
         if native.applies(layers, x, (*masks, *tensors))
+        and rows.batch_sizes is None
+        and rows.resets is None
         else choice.TORCH
     )
     if torch.is_grad_enabled() and (
         x.requires_grad or any(t is not None and t.requires_grad for t in tensors)
     ):
         cells = tuple(layer.cell for layer in layers)
-        plan = _Plan(cells, truncation, len(masks), kernel)
+        plan = _Plan(cells, truncation, rows, len(masks), kernel)
         y, *final = _ThroughTime.apply(  # type: ignore[no-untyped-call]
             plan, x, *masks, *tensors
         )
         return y, tuple(final)
     if kernel != choice.TORCH:
-        y, end, _ = native.forward(kernel, layers, x, initial, masks, keep=False)
+        y, end, _ = native.forward(kernel, layers, x, initial, masks, rows, keep=False)
         return y, end
-    return _outputs(through_time.forward(layers, x, _by_layer(initial), masks))
+    return _defined(layers, x, initial, masks, rows)
 
 
 def inside_transform() -> bool:
@@ -116,6 +122,7 @@ class _Plan:
 
     cells: tuple[Cell, ...]
     truncation: Truncation
+    rows: Rows
     masks: int
     kernel: str
 
@@ -142,13 +149,15 @@ class _ThroughTime(torch.autograd.Function):
         layers, initial = plan.layers_and_state(tensors[plan.masks :])
         if plan.kernel != choice.TORCH:
             y, final, tapes = native.forward(
-                plan.kernel, layers, x, initial, masks, keep=True
+                plan.kernel, layers, x, initial, masks, plan.rows, keep=True
             )
         else:
-            tapes = through_time.forward(layers, x, _by_layer(initial), masks)
-            y, final = _outputs(tapes)
+            tapes = through_time.forward(
+                layers, x, _by_layer(initial), masks, plan.rows
+            )
+            y, ends = through_time.outputs(tapes, plan.rows)
             # A copy: changing the outputs in place, as with torch.nn, is allowed.
-            y = y.clone()
+            y, final = y.clone(), _stacked(ends)
         ctx.plan = plan
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(
@@ -171,7 +180,8 @@ class _ThroughTime(torch.autograd.Function):
         # is summed in place must be batched there as the errors are.
         given = next((d for d in (dy, *dfinal) if d is not None), initial[0])
         if dy is None:
-            dy = given.new_zeros(x.shape[0], *initial[0].shape[1:])
+            steps = x.shape[:1] if plan.rows.is_ragged else x.shape[:2]
+            dy = given.new_zeros(*steps, initial[0].shape[-1])
         needs_dx = ctx.needs_input_grad[1] and x.is_floating_point()
         is_native = plan.kernel != choice.TORCH
         if (
@@ -186,10 +196,11 @@ class _ThroughTime(torch.autograd.Function):
                 layers,
                 x,
                 masks,
-                _tapes(kept, ctx.tape_sizes),
+                _tapes(kept, ctx.tape_sizes, None),
                 dy,
                 dfinal,
                 plan.truncation,
+                plan.rows,
                 needs_dx=needs_dx,
             )
         else:
@@ -202,12 +213,13 @@ class _ThroughTime(torch.autograd.Function):
                 layers,
                 x,
                 masks,
-                through_time.forward(layers, x, _by_layer(initial), masks)
+                through_time.forward(layers, x, _by_layer(initial), masks, plan.rows)
                 if again
-                else _tapes(kept, ctx.tape_sizes),
+                else _tapes(kept, ctx.tape_sizes, plan.rows.cut()),
                 dy,
                 _by_layer(ends),
                 plan.truncation,
+                plan.rows,
                 needs_dx=needs_dx,
             )
             dstate = _stacked([g.dstate for g in gradients])
@@ -225,10 +237,17 @@ def _is_batched(t: Tensor | None) -> bool:
     return t is not None and torch._C._functorch.is_legacy_batchedtensor(t)
 
 
-def _outputs(tapes: Sequence[Tape]) -> tuple[Tensor, State]:
-    return tapes[-1].states[0][1:], _stacked(
-        [tuple(part[-1] for part in tape.states) for tape in tapes]
-    )
+def _defined(
+    layers: Sequence[Layer],
+    x: Tensor,
+    initial: State,
+    masks: Sequence[Tensor],
+    rows: Rows,
+) -> tuple[Tensor, State]:
+    """`run` by the definition, which leaves its derivative to others."""
+    tapes = through_time.forward(layers, x, _by_layer(initial), masks, rows)
+    y, final = through_time.outputs(tapes, rows)
+    return y, _stacked(final)
 
 
 def _by_layer(state: State) -> list[State]:
@@ -249,9 +268,12 @@ def _weights(layers: Sequence[Layer]) -> list[Tensor | None]:
     ]
 
 
-def _tapes(flat: list[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Tape]:
+def _tapes(
+    flat: list[Tensor], sizes: Sequence[tuple[int, int]], cut: Tensor | None
+) -> list[Tape]:
     tapes = []
     for states, kept in sizes:
-        tapes.append(Tape(tuple(flat[:states]), tuple(flat[states : states + kept])))
+        ends = states + kept
+        tapes.append(Tape(tuple(flat[:states]), tuple(flat[states:ends]), cut))
         del flat[: states + kept]
     return tapes

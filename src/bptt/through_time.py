@@ -12,6 +12,9 @@ all layers, and its error moves down the stack within a step. Under full BPTT no
 cut, so the layers can go one after another, which leaves the products between layers to
 one large product each.
 
+Where a row is reset, its state is zeroed before the step and no error passes. A ragged
+batch is padded here with steps that are cut off likewise.
+
 Written out of place on any device and dtype: this is the definition that faster code is
 held to, and differentiable itself, for derivatives of the gradient.
 
@@ -28,7 +31,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bptt.cells import Cell, Tape
-from bptt.cells.base import State
+from bptt.cells.base import State, zeroed
+from bptt.rows import Rows
 from bptt.truncation import Lag, Truncation
 
 
@@ -59,26 +63,39 @@ def forward(
     x: Tensor,
     initial: Sequence[State],
     masks: Sequence[Tensor],
+    rows: Rows,
 ) -> list[Tape]:
     """Run a stack of layers over a sequence.
 
     Args:
         layers: bottom first.
         x: (time, batch, input) floats, or (time, batch) int64 as one-hot ids, which
-            are looked up, never materialised. time >= 1.
+            are looked up, never materialised. time >= 1. Packed if `rows` are ragged.
         initial: the state of each layer before the first step, parts (batch, state).
         masks: for each layer but the last, what its outputs are multiplied by on their
-            way up, (time, batch, state); empty for no dropout.
+            way up, (time, batch, state), packed as `x`; empty for no dropout.
+        rows: which steps the rows have, and where they are reset.
 
     Returns:
-        A tape a layer. The outputs are `tapes[-1].states[0][1:]`.
+        A tape a layer, padded; `outputs` reads them.
     """
     tapes: list[Tape] = []
+    x, masks = _padded(x, rows), [_padded(mask, rows) for mask in masks]
+    cut = rows.cut()
     for index, (layer, state) in enumerate(zip(layers, initial, strict=True)):
         if index:
             x = _input_above(tapes[index - 1], index - 1, masks)
-        tapes.append(_scan(layer, x, state))
+        tapes.append(_scan(layer, x, state, cut))
     return tapes
+
+
+def outputs(tapes: Sequence[Tape], rows: Rows) -> tuple[Tensor, list[State]]:
+    """The top layer's outputs, packed if `rows` are ragged, and the final states."""
+    y = tapes[-1].states[0][1:]
+    if not rows.is_ragged:
+        return y, [tuple(part[-1] for part in tape.states) for tape in tapes]
+    last = (rows.lengths, torch.arange(rows.batch))
+    return rows.pack(y), [tuple(part[last] for part in tape.states) for tape in tapes]
 
 
 def backward(
@@ -86,9 +103,10 @@ def backward(
     x: Tensor,
     masks: Sequence[Tensor],
     tapes: Sequence[Tape],
-    dy: Float[Tensor, "time batch state"],
+    dy: Tensor,
     dfinal: Sequence[State],
     truncation: Truncation,
+    rows: Rows,
     *,
     needs_dx: bool,
 ) -> tuple[Tensor | None, list[LayerGradients]]:
@@ -102,15 +120,20 @@ def backward(
         x: as given to `forward`.
         masks: as given to `forward`.
         tapes: as `forward` returned them.
-        dy: the error of the top layer's outputs.
+        dy: the error of the top layer's outputs, (time, batch, state), packed if
+            `rows` are ragged.
         dfinal: the error of each layer's final state, parts (batch, state).
         truncation: which errors go how far back. The final state's error belongs to
-            the last step, so to that step's pass.
+            a row's last step, so to that step's pass.
+        rows: as given to `forward`.
         needs_dx: whether to form the input's gradient; never for ids.
 
     Returns:
-        `dx` (or None) and the gradients of each layer, bottom first.
+        `dx` (or None), packed if `rows` are ragged, and the gradients of each layer,
+        bottom first.
     """
+    x, dy = _padded(x, rows), _padded(dy, rows)
+    masks = [_padded(mask, rows) for mask in masks]
     time = dy.shape[0]
     gradients: list[LayerGradients] = []
     if truncation.is_full_over(time):
@@ -129,6 +152,7 @@ def backward(
             dy,
             dfinal[bottom:top],
             lags,
+            rows,
         )
         for index in reversed(group):
             inputs = _input_above(tapes[index - 1], index - 1, masks) if index else x
@@ -139,21 +163,29 @@ def backward(
         if bottom or needs_dx:
             dx = deltas[0] @ layers[bottom].U
             dy = dx * masks[bottom - 1] if bottom and masks else dx
-    return (dx if needs_dx else None), gradients[::-1]
+    if not needs_dx or dx is None:
+        return None, gradients[::-1]
+    return (rows.pack(dx) if rows.is_ragged else dx), gradients[::-1]
 
 
-def _scan(layer: Layer, x: Tensor, state: State) -> Tape:
+def _padded(sequence: Tensor, rows: Rows) -> Tensor:
+    return rows.pad(sequence) if rows.is_ragged else sequence
+
+
+def _scan(layer: Layer, x: Tensor, state: State, cut: Tensor | None) -> Tape:
     """One layer forward: the input's product for all steps at once, then the steps."""
     gx = _project(layer, x)
     states = [state]
     kept = []
-    for gx_t in gx.unbind(0):
-        state, kept_t = layer.cell.step(gx_t, state, layer.W, layer.b_hh)
+    for t, gx_t in enumerate(gx.unbind(0)):
+        before = zeroed(state, None if cut is None else cut[t])
+        state, kept_t = layer.cell.step(gx_t, before, layer.W, layer.b_hh)
         states.append(state)
         kept.append(kept_t)
     return Tape(
         states=tuple(torch.stack(parts) for parts in zip(*states, strict=True)),
         kept=tuple(torch.stack(parts) for parts in zip(*kept, strict=True)),
+        cut=cut,
     )
 
 
@@ -179,6 +211,7 @@ def _sweep(
     dy: Tensor,
     dfinal: Sequence[State],
     lags: Sequence[Lag],
+    rows: Rows,
 ) -> tuple[list[Tensor], list[State]]:
     """All passes back through a stack: the errors per step, summed over passes.
 
@@ -202,14 +235,21 @@ def _sweep(
         previous_first = lag.first
         if lag.owns:
             ds[top] = (ds[top][0] + dy[lag.steps], *ds[top][1:])
-        if lag.at_end:
+        if rows.is_ragged and lag.owns:
+            ending = _ending(lag, rows, dy)
+            ds = [
+                tuple(d[part] + ending * end[part] for part in parts)
+                for d, end in zip(ds, dfinal, strict=True)
+            ]
+        elif lag.at_end and not rows.is_ragged:
             ds = [
                 tuple(_add_to_last(d[part], end[part]) for part in parts)
                 for d, end in zip(ds, dfinal, strict=True)
             ]
         for index in range(top, -1, -1):
             layer, tape = layers[index], tapes[index].at(lag)
-            delta, ds[index] = layer.cell.vjp_state(ds[index], tape, layer.W)
+            delta, before = layer.cell.vjp_state(ds[index], tape, layer.W)
+            ds[index] = zeroed(before, tapes[index].cut_at(lag))
             deltas[index][lag.steps] += delta
             if index:  # the error goes down within the step, to the layer below
                 below = delta @ layer.U
@@ -238,6 +278,12 @@ def _enter_and_leave(ds: list[State], lag: Lag, previous_first: int) -> list[Sta
         return torch.cat((d, d.new_zeros(entering, *d.shape[1:])))
 
     return [tuple(updated(part) for part in state) for state in ds]
+
+
+def _ending(lag: Lag, rows: Rows, like: Tensor) -> Tensor:
+    """1 for a pass and a row that stand at the row's last step, else 0."""
+    steps = torch.arange(rows.time)[lag.steps].unsqueeze(1)
+    return (rows.lengths - 1 == steps).unsqueeze(-1).to(like)
 
 
 def _add_to_last(ds: Tensor, d: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from bptt import autograd, kernels
+from bptt.rows import Rows
 from bptt.through_time import Layer
 from bptt.truncation import Truncation
 from kernels import cases
@@ -128,7 +129,9 @@ def _below_the_module(p: Problem, truncation: Truncation) -> dict[str, torch.Ten
         for at in range(p.layers)
     ]
     initial = tuple(leaves[name] for name in PARTS[p.kind])
-    y, final = autograd.run(layers, leaves["x"], initial, p.masks, truncation)
+    y, final = autograd.run(
+        layers, leaves["x"], initial, p.masks, truncation, Rows(*p.x.shape[:2])
+    )
     errors = [p.dy, *p.dfinal]
     grads = torch.autograd.grad([y, *final], list(leaves.values()), errors)
     return {"y": y} | dict(zip(leaves, grads, strict=True))

@@ -36,26 +36,39 @@ class Tape:
         states: each (time + 1, batch, state); entry 0 is the initial state, entry
             `t + 1` the state after step `t`.
         kept: each (time, batch, ...), what the cell's derivative needs besides.
+        cut: (time, batch) bool, where the state was zeroed before the step; or None.
     """
 
     states: State
     kept: Kept
+    cut: Tensor | None = None
 
     def at(self, lag: Lag) -> StepTape:
-        """The steps at which the passes stand, as views."""
+        """The steps at which the passes stand, as views where nothing was zeroed."""
         return StepTape(
-            before=tuple(s[lag.steps] for s in self.states),
+            before=zeroed(tuple(s[lag.steps] for s in self.states), self.cut_at(lag)),
             after=tuple(s[lag.after] for s in self.states),
             kept=tuple(k[lag.steps] for k in self.kept),
         )
 
+    def cut_at(self, lag: Lag) -> Tensor | None:
+        """`cut` of the steps at which the passes stand."""
+        return None if self.cut is None else self.cut[lag.steps]
+
     def whole(self) -> StepTape:
-        """All steps at once, as views."""
+        """All steps at once, as views where nothing was zeroed."""
         return StepTape(
-            before=tuple(s[:-1] for s in self.states),
+            before=zeroed(tuple(s[:-1] for s in self.states), self.cut),
             after=tuple(s[1:] for s in self.states),
             kept=self.kept,
         )
+
+
+def zeroed(state: State, cut: Tensor | None) -> State:
+    """The state, or its error, with the rows that are cut off set to zero."""
+    if cut is None:
+        return state
+    return tuple(part.masked_fill(cut.unsqueeze(-1), 0) for part in state)
 
 
 class Cell(ABC):

@@ -19,6 +19,7 @@ from torch import Tensor
 from bptt.cells import Cell, GRUCell, LSTMCell, ReLUCell, TanhCell, Tape
 from bptt.cells.base import State
 from bptt.kernels import choice
+from bptt.rows import Rows
 from bptt.through_time import Layer, LayerGradients
 from bptt.truncation import Truncation
 
@@ -68,6 +69,7 @@ def forward(
     x: Tensor,
     initial: State,
     masks: Sequence[Tensor],
+    rows: Rows,
     *,
     keep: bool,
 ) -> tuple[Tensor, State, list[Tape]]:
@@ -79,6 +81,7 @@ def forward(
         x: as there.
         initial: the state before the first step, parts (layers, batch, state).
         masks: as there.
+        rows: as there.
         keep: whether to keep tapes for `backward`.
 
     Returns:
@@ -227,6 +230,7 @@ def backward(
     dy: Tensor,
     dfinal: Sequence[Tensor | None],
     truncation: Truncation,
+    rows: Rows,
     *,
     needs_dx: bool,
 ) -> tuple[Tensor | None, list[LayerGradients], State]:
@@ -242,6 +246,7 @@ def backward(
         dfinal: the error of the final state, parts (layers, batch, state); None for
             zeros.
         truncation: as there.
+        rows: as there.
         needs_dx: as there.
 
     Returns:

@@ -10,6 +10,7 @@ from bptt import autograd
 from bptt.cells import Cell
 from bptt.cells.base import State
 from bptt.kernels import native
+from bptt.modules.arrangement import Arrangement, arrange, arrange_packed
 from bptt.through_time import Layer
 from bptt.truncation import Truncation
 
@@ -49,51 +50,52 @@ class ThroughTime(_Base):
             input: (time, batch, input_size) floats; (time, batch) int64 ids, which
                 stand for one-hot vectors and are looked up, never materialised; with
                 `batch_first` the first two axes swap; without the batch axis, one
-                sequence; or a PackedSequence of floats.
+                sequence; or a PackedSequence, sorted or not.
             hx: the state before the first step, (layers x directions, batch,
                 hidden_size), a pair of them for LSTM; zeros when None.
-            lengths: not supported yet.
-            resets: not supported yet.
+            lengths: (batch,) int64, at least 1: the steps of each row, in any order.
+                What lies past a row's length is not read, its outputs there are 0 and
+                its final state is that at its length. None: all rows have all steps.
+            resets: bool, (time, batch), or as `input` has those axes: True zeroes the
+                row's state before that step, and no error passes it. For a
+                PackedSequence (time, batch), rows as before packing.
 
         Returns:
-            Outputs (time, batch, directions x hidden_size) and the final state, shaped
-            as `hx`. Differentiable in `input`, `hx` and the weights, with the errors
-            going as far back as `truncation` says.
+            Outputs (time, batch, directions x hidden_size), or as the input has these
+            axes, packed if it is; and the final state, shaped as `hx`. Differentiable
+            in `input`, `hx` and the weights, with the errors going as far back as
+            `truncation` says.
 
         Raises:
             ValueError, TypeError, RuntimeError: an argument of a wrong shape or dtype.
-            NotImplementedError: what is not supported under this truncation.
+            NotImplementedError: what is not supported with `proj_size`.
         """
         self._check_policies()
-        if lengths is not None or resets is not None:
-            given = "lengths" if lengths is not None else "resets"
-            raise NotImplementedError(
-                f"{type(self).__name__}: `{given}` is not supported yet; pad the batch "
-                "and leave the padded outputs out of the loss, or run rows one by one"
-            )
-        if isinstance(input, PackedSequence) or self.proj_size:
-            what = "proj_size" if self.proj_size else "a PackedSequence"
-            if not self._policy().is_full:
+        plain = lengths is None and resets is None
+        if self.proj_size:
+            if not self._policy().is_full or not plain:
                 raise NotImplementedError(
-                    f"{type(self).__name__}: {what} runs in torch.nn, which knows full "
-                    f"BPTT only, and truncation is {self.truncation}; set it to None"
+                    f"{type(self).__name__}: proj_size runs in torch.nn, which knows "
+                    "full BPTT only, no lengths and no resets; truncation is "
+                    f"{self.truncation}"
                 )
             return super().forward(input, hx)
-        if not torch.is_grad_enabled() and isinstance(input, Tensor):
+        if plain and not torch.is_grad_enabled() and isinstance(input, Tensor):
             done = self._infer(input, hx)
             if done is not None:
                 return done
-        device_type = input.device.type
+        x = input.data if isinstance(input, PackedSequence) else input
+        device_type = x.device.type
         if not (
             torch.amp.is_autocast_available(device_type)
             and torch.is_autocast_enabled(device_type)
         ):
-            return self._run(input, hx)
+            return self._run(input, hx, lengths, resets)
         # Under autocast the recurrence stays in the precision of its weights.
-        if input.is_floating_point():
+        if x.is_floating_point():
             input = input.to(self._weight.dtype)
         with torch.autocast(device_type, enabled=False):
-            return self._run(input, hx)
+            return self._run(input, hx, lengths, resets)
 
     def extra_repr(self) -> str:
         """torch.nn's, with the truncation."""
@@ -141,29 +143,32 @@ class ThroughTime(_Base):
         return y, (state[0] if len(state) == 1 else state)
 
     @autograd.eager
-    def _run(self, input: Tensor, hx: Any) -> Any:
-        batched = self._check_input(input)
-        x = input if batched else input.unsqueeze(1)
-        if batched and self.batch_first:
-            x = x.transpose(0, 1)
-        initial = self._initial(x, hx, batched=batched)
-        masks = self._dropout_masks(x)
+    def _run(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Any,
+        lengths: Tensor | None,
+        resets: Tensor | None,
+    ) -> Any:
+        batch = self._arrange(input, lengths, resets)
+        initial = self._initial(batch, hx)
+        masks = self._dropout_masks(batch.x)
         if self.bidirectional:
-            y, final = self._run_both_directions(x, initial, masks)
+            y, final = self._run_both_directions(batch, initial, masks)
         else:
             layers = [self._layer(at) for at in range(self.num_layers)]
-            y, final = autograd.run(layers, x, initial, masks, self._policy())
-        parts = list(final)
-        if not batched:
-            y, parts = y.squeeze(1), [part.squeeze(1) for part in parts]
-        elif self.batch_first:
-            y = y.transpose(0, 1)
-        return y, (parts[0] if len(parts) == 1 else tuple(parts))
+            y, final = autograd.run(
+                layers, batch.x, initial, masks, self._policy(), batch.rows
+            )
+        parts = tuple(batch.state(part) for part in final)
+        return batch.outputs(y), (parts[0] if len(parts) == 1 else parts)
 
     def _run_both_directions(
-        self, x: Tensor, initial: State, masks: list[Tensor]
+        self, batch: Arrangement, initial: State, masks: list[Tensor]
     ) -> tuple[Tensor, State]:
         """Layer by layer, each direction along its own time."""
+        x, rows = batch.x, batch.rows
+        both = (rows, rows.flipped())
         final: list[State] = []
         for at in range(self.num_layers):
             halves = []
@@ -171,12 +176,13 @@ class ThroughTime(_Base):
                 row = 2 * at + direction
                 y, state = autograd.run(
                     [self._layer(at, "_reverse" if direction else "")],
-                    x.flip(0) if direction else x,
+                    rows.flip(x) if direction else x,
                     tuple(part[row : row + 1] for part in initial),
                     [],
                     self._policy(),
+                    both[direction],
                 )
-                halves.append(y.flip(0) if direction else y)
+                halves.append(rows.flip(y) if direction else y)
                 final.append(state)
             x = torch.cat(halves, dim=-1)
             if masks and at < len(masks):
@@ -210,9 +216,10 @@ class ThroughTime(_Base):
             return []
         width = self.hidden_size * (2 if self.bidirectional else 1)
         weight = self._weight
+        steps = x.shape[:-1] if x.is_floating_point() else x.shape
         masks = []
         for _ in range(self.num_layers - 1):
-            mask = weight.new_empty(*x.shape[:2], width)
+            mask = weight.new_empty(*steps, width)
             if self.dropout == 1:
                 masks.append(mask.zero_())
             else:
@@ -220,22 +227,22 @@ class ThroughTime(_Base):
                 masks.append(mask.bernoulli_(keep).div_(keep))
         return masks
 
-    def _initial(self, x: Tensor, hx: Any, *, batched: bool) -> State:
+    def _initial(self, batch: Arrangement, hx: Any) -> State:
         """The initial state, parts (layers x directions, batch, state)."""
         weight = self._weight
         parts = self._cell().state_parts
         count = self.num_layers * (2 if self.bidirectional else 1)
-        shape = (count, x.shape[1], self.hidden_size)
+        shape = (count, batch.rows.batch, self.hidden_size)
         if hx is None:
             return tuple(weight.new_zeros(shape) for _ in range(parts))
         given = list(self._split_state(hx, parts))
         names = ("h_0", "c_0") if parts == 2 else ("hx",)
         for name, part in zip(names, given, strict=True):
-            expected = shape if batched else (shape[0], shape[2])
+            expected = shape if batch.batched else (shape[0], shape[2])
             if tuple(part.shape) != expected:
                 raise RuntimeError(
                     f"{type(self).__name__}: {name} must have shape {expected} "
-                    f"(layers x directions{', batch' if batched else ''}, "
+                    f"(layers x directions{', batch' if batch.batched else ''}, "
                     f"hidden_size); got {tuple(part.shape)}"
                 )
             if not part.is_floating_point():
@@ -243,9 +250,7 @@ class ThroughTime(_Base):
                     f"{type(self).__name__}: {name} must hold floats, as the "
                     f"weights do ({weight.dtype}); got {part.dtype}"
                 )
-        if not batched:
-            given = [part.unsqueeze(1) for part in given]
-        return tuple(part.to(weight.dtype) for part in given)
+        return tuple(batch.of_state(part.to(weight.dtype)) for part in given)
 
     def _split_state(self, hx: Any, parts: int) -> tuple[Tensor, ...]:
         if parts == 1 and isinstance(hx, Tensor):
@@ -262,52 +267,83 @@ class ThroughTime(_Base):
             f"{type(self).__name__}: hx must be {wanted}; got {type(hx).__name__}"
         )
 
-    def _check_input(self, input: Tensor) -> bool:
-        """Refuse what cannot be run; whether the input has a batch axis."""
+    def _arrange(
+        self,
+        input: Tensor | PackedSequence,
+        lengths: Tensor | None,
+        resets: Tensor | None,
+    ) -> Arrangement:
+        """The batch in the loop's order; refuses what cannot be run."""
         name = type(self).__name__
-        shape = tuple(input.shape)
-        if input.is_floating_point():
-            if input.dim() not in (2, 3):
-                raise ValueError(
-                    f"{name}: input must be (time, batch, input_size), or "
-                    f"(time, input_size) for one sequence; got shape {shape}"
+        if isinstance(input, PackedSequence):
+            self._check_sequence(input.data, "input.data", ("steps",))
+            batch = arrange_packed(
+                input, lengths, resets, batch_first=self.batch_first, name=name
+            )
+        else:
+            self._check_sequence(input, "input", ("time", "batch"))
+            batched = input.dim() == (3 if input.is_floating_point() else 2)
+            if input.shape[1 if batched and self.batch_first else 0] == 0:
+                raise RuntimeError(
+                    f"{name}: input has no time steps, shape {tuple(input.shape)}; it "
+                    "needs at least one"
                 )
-            batched = input.dim() == 3
-            if input.dtype != self._weight.dtype:
+            batch = arrange(
+                input,
+                lengths,
+                resets,
+                batched=batched,
+                batch_first=self.batch_first,
+                name=name,
+            )
+        self._check_ids(batch.x)
+        return batch
+
+    def _check_sequence(self, x: Tensor, given: str, axes: tuple[str, ...]) -> None:
+        """Refuse a wrong dtype, number of axes or width."""
+        name = type(self).__name__
+        shape = tuple(x.shape)
+        listed = ", ".join(axes)
+        fewest = len(axes) - ("batch" in axes)  # one sequence has no batch axis
+        alone = ", without batch for one sequence" if "batch" in axes else ""
+        if x.is_floating_point():
+            if not fewest <= x.dim() - 1 <= len(axes):
                 raise ValueError(
-                    f"{name}: input has dtype {input.dtype} and the weights "
+                    f"{name}: {given} must be ({listed}, input_size){alone}; got shape "
+                    f"{shape}"
+                )
+            if x.dtype != self._weight.dtype:
+                raise ValueError(
+                    f"{name}: {given} has dtype {x.dtype} and the weights "
                     f"{self._weight.dtype}; convert one of them, as with "
                     f"input.to({self._weight.dtype})"
                 )
             if shape[-1] != self.input_size:
                 raise RuntimeError(
-                    f"{name}: input.size(-1) must be input_size = {self.input_size}; "
-                    f"got shape {shape}"
+                    f"{name}: {given}.size(-1) must be input_size = "
+                    f"{self.input_size}; got shape {shape}"
                 )
-        elif input.dtype == torch.int64:
-            if input.dim() not in (1, 2):
+        elif x.dtype == torch.int64:
+            if not fewest <= x.dim() <= len(axes):
                 raise ValueError(
-                    f"{name}: integer input is ids (time, batch), or (time,) for one "
-                    f"sequence; got shape {shape}"
-                )
-            batched = input.dim() == 2
-            # Inside torch.func's transforms values cannot be asked for.
-            seen = input.numel() > 0 and not autograd.inside_transform()
-            if seen and not 0 <= input.min() <= input.max() < self.input_size:
-                raise ValueError(
-                    f"{name}: ids in input must be at least 0 and below input_size = "
-                    f"{self.input_size}; got {int(input.min())} to {int(input.max())}"
+                    f"{name}: integer {given} is ids ({listed}){alone}; got shape "
+                    f"{shape}"
                 )
         else:
             raise TypeError(
-                f"{name}: input must be floats (time, batch, input_size) or int64 ids "
-                f"(time, batch); got dtype {input.dtype}"
+                f"{name}: {given} must be floats ({listed}, input_size) or int64 ids "
+                f"({listed}); got dtype {x.dtype}"
             )
-        if shape[1 if batched and self.batch_first else 0] == 0:
-            raise RuntimeError(
-                f"{name}: input has no time steps, shape {shape}; it needs at least one"
+
+    def _check_ids(self, x: Tensor) -> None:
+        # Inside torch.func's transforms values cannot be asked for.
+        if x.is_floating_point() or not x.numel() or autograd.inside_transform():
+            return
+        if not 0 <= x.min() <= x.max() < self.input_size:
+            raise ValueError(
+                f"{type(self).__name__}: ids in input must be at least 0 and below "
+                f"input_size = {self.input_size}; got {int(x.min())} to {int(x.max())}"
             )
-        return batched
 
     def _check_policies(self) -> None:
         name = type(self).__name__
