@@ -3,3 +3,4 @@
 from bptt.modules.layers import GRU as GRU
 from bptt.modules.layers import LSTM as LSTM
 from bptt.modules.layers import RNN as RNN
+from bptt.modules.recurrent import Recurrent as Recurrent
