@@ -1,9 +1,9 @@
-"""What a cell of one's own may offer `bptt.Recurrent` beside `(x, state) -> (y, state)`.
+"""What a cell of one's own may offer `bptt.Recurrent` beside its call.
 
-Nothing of this is needed. A cell with a method `initial_state(batch)` can be run without
-a state. A `SplitCell` names the part of its work that needs no state, which is then done
-for all steps at once. A `DifferentiableCell` also knows its derivative, so that no graph
-of steps is built: the fastest way in Python.
+Nothing of this is needed. A cell with a method `initial_state(batch)` can be run
+without a state. A `SplitCell` names the part of its work that needs no state, which is
+then done for all steps at once. A `DifferentiableCell` also knows its derivative, so
+that no graph of steps is built: the fastest way in Python.
 """
 
 from abc import ABC, abstractmethod
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from bptt.cells.base import Kept, State, StepTape
 from bptt.cells.nest import flatten
+
+Deltas = tuple[Tensor, ...]
 
 
 @runtime_checkable
@@ -49,7 +51,7 @@ class DifferentiableCell(SplitCell):
 
     All parts of its state are floats (batch, width). `advance` reads `weights` alone,
     never a parameter; it draws no random numbers. `vjp_state` and `vjp_weights` work on
-    any leading axes of rows, and are linear in `ds` and in `delta`: so the errors of
+    any leading axes of rows, and are linear in `ds` and in the deltas: so the errors of
     all passes can be summed per step before the weights' gradients are formed.
     Everything is written out of place: then a derivative of the gradient exists too.
 
@@ -69,16 +71,20 @@ class DifferentiableCell(SplitCell):
     @abstractmethod
     def vjp_state(
         self, ds: State, tape: StepTape, weights: tuple[Tensor, ...]
-    ) -> tuple[Tensor, State]:
-        """`dE/ds_t -> delta_t = dE/dgx_t, dE/ds_{t-1}`."""
+    ) -> tuple[Deltas, State]:
+        """`dE/ds_t -> deltas_t, dE/ds_{t-1}`, where the first delta is `dE/dgx_t`.
+
+        Most cells need no other; those whose weights do not act through `gx` alone
+        return what else `vjp_weights` wants summed.
+        """
 
     @abstractmethod
     def vjp_weights(
-        self, delta: Tensor, tape: StepTape, weights: tuple[Tensor, ...]
+        self, deltas: Deltas, tape: StepTape, weights: tuple[Tensor, ...]
     ) -> tuple[Tensor, ...]:
-        """`delta` of all rows -> the gradient of each of `weights`, summed over rows.
+        """The summed deltas of all rows -> the gradient of each of `weights`.
 
-        The rows of `delta` and of the tape are one axis here.
+        The rows are one axis here, in the deltas and in the tape.
         """
 
     def step(self, gx: Tensor, state: Any) -> tuple[Tensor, Any]:

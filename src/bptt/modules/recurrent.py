@@ -203,7 +203,7 @@ class Recurrent(torch.nn.Module):
             raise TypeError(
                 f"{_NAME}: cell must return (y, state), and a subclass of torch.nn's "
                 f"cells, {type(self.cell).__name__}, returns its state alone; give the "
-                "torch.nn cell itself, or wrap yours in a module that returns (h, state)"
+                "torch.nn cell itself, or wrap yours in a module returning (h, state)"
             )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bptt.autograd import eager
 from bptt.cells.base import Kept, State, StepTape
-from bptt.cells.contract import DifferentiableCell
+from bptt.cells.contract import Deltas, DifferentiableCell
 from bptt.cells.nest import Leaves
 from bptt.own_cells.scan import Pace, scan
 from bptt.own_cells.sweep import Observe, Place, sweep
@@ -122,33 +122,34 @@ class _Visitor:
         self._plan = plan
         self._tape = tape
         self._weights = weights
-        self._deltas: Tensor | None = None
+        self._sums: Deltas | None = None
 
     def visit(self, lag: Lag, place: Place, dy: Tensor | None, ds: Leaves) -> Leaves:
         """One lag."""
         if dy is not None:
             ds = (ds[0] + dy, *ds[1:])
-        delta, before = self._plan.cell.vjp_state(
+        deltas, before = self._plan.cell.vjp_state(
             ds, self._tape.at(place), self._weights
         )
-        if self._deltas is None:
+        if self._sums is None:
             leading = self._tape.before[0].shape[: 1 if self._plan.pace.ragged else 2]
-            trailing = delta.shape[ds[0].dim() - 1 :]
-            self._deltas = delta.new_zeros(*leading, *trailing)
-        place.add(self._deltas, delta)
+            axes = ds[0].dim() - 1
+            self._sums = tuple(d.new_zeros(*leading, *d.shape[axes:]) for d in deltas)
+        for total, delta in zip(self._sums, deltas, strict=True):
+            place.add(total, delta)
         return before
 
     def gradients(self, like: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The errors of `gx` and of the weights."""
-        deltas = self._deltas
-        if deltas is None:  # no pass visits any step
+        sums = self._sums
+        if sums is None:  # no pass visits any step
             return torch.zeros_like(like), tuple(map(torch.zeros_like, self._weights))
-        ragged = self._plan.pace.ragged
-        whole = self._tape.whole(ragged)
-        rows = deltas if ragged else deltas.flatten(0, 1)
         if not self._weights:
-            return deltas, ()
-        return deltas, self._plan.cell.vjp_weights(rows, whole, self._weights)
+            return sums[0], ()
+        ragged = self._plan.pace.ragged
+        rows = sums if ragged else tuple(d.flatten(0, 1) for d in sums)
+        whole = self._tape.whole(ragged)
+        return sums[0], self._plan.cell.vjp_weights(rows, whole, self._weights)
 
 
 class _Derived(torch.autograd.Function):
