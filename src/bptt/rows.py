@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 
@@ -91,7 +91,7 @@ class Rows:
         index = self.index.to(packed.device)
         return zeros.index_copy(0, index, packed).reshape(self.time, self.batch, *shape)
 
-    def pack(self, padded: Float[Tensor, "time batch *rest"]) -> Tensor:
+    def pack(self, padded: Shaped[Tensor, "time batch *rest"]) -> Tensor:
         """The inverse of `pad`."""
         flat = padded.reshape(self.time * self.batch, *padded.shape[2:])
         return flat.index_select(0, self.index.to(padded.device))
