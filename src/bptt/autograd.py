@@ -10,9 +10,8 @@ forward-mode differentiation the forward pass is left to them to differentiate.
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,7 +24,6 @@ from bptt.rows import Rows
 from bptt.through_time import Layer
 from bptt.truncation import Truncation
 
-_WEIGHTS = ("U", "W", "b_ih", "b_hh")
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
@@ -99,7 +97,7 @@ def run(
         cells = tuple(layer.cell for layer in layers)
         plan = _Plan(cells, truncation, rows, len(masks), kernel)
         y, *final = _ThroughTime.apply(  # type: ignore[no-untyped-call]
-            plan, x, *masks, *tensors
+            plan, layers, x, *masks, *tensors
         )
         return y, tuple(final)
     if kernel != choice.TORCH:
@@ -116,8 +114,7 @@ def inside_transform() -> bool:
     )
 
 
-@dataclass(frozen=True)
-class _Plan:
+class _Plan(NamedTuple):
     """What tells the flat tensors of the autograd function apart again."""
 
     cells: tuple[Cell, ...]
@@ -126,27 +123,32 @@ class _Plan:
     masks: int
     kernel: str
 
-    def layers_and_state(
-        self, tensors: Sequence[Tensor | None]
-    ) -> tuple[list[Layer], State]:
-        """The inverse of `_weights`, and the state that follows them."""
-        weights = len(self.cells) * len(_WEIGHTS)
-        each = [tensors[at : at + 4] for at in range(0, weights, len(_WEIGHTS))]
-        layers = [
-            Layer(cell, *four)  # type: ignore[arg-type]
-            for cell, four in zip(self.cells, each, strict=True)
+    def layers(self, tensors: Sequence[Tensor | None]) -> list[Layer]:
+        """The inverse of `_weights`."""
+        return [
+            Layer(cell, *tensors[4 * at : 4 * at + 4])  # type: ignore[arg-type]
+            for at, cell in enumerate(self.cells)
         ]
-        return layers, tuple(t for t in tensors[weights:] if t is not None)
+
+    def state(self, tensors: Sequence[Tensor | None]) -> State:
+        """What follows the weights."""
+        return tuple(tensors[4 * len(self.cells) :])  # type: ignore[arg-type]
 
 
 class _ThroughTime(torch.autograd.Function):
-    """(plan, x, masks, weights, initial state) -> (outputs, final state)."""
+    """(plan, layers, x, masks, weights, state) -> (outputs, final state)."""
 
     @staticmethod
-    def forward(ctx: Any, plan: _Plan, x: Tensor, *tensors: Tensor | None) -> Any:
+    def forward(
+        ctx: Any,
+        plan: _Plan,
+        layers: Sequence[Layer],
+        x: Tensor,
+        *tensors: Tensor | None,
+    ) -> Any:
         """Keep the inputs and the tape; the tensors are masks, weights, the state."""
         masks = [m for m in tensors[: plan.masks] if m is not None]
-        layers, initial = plan.layers_and_state(tensors[plan.masks :])
+        initial = plan.state(tensors[plan.masks :])
         if plan.kernel != choice.TORCH:
             y, final, tapes = native.forward(
                 plan.kernel, layers, x, initial, masks, plan.rows, keep=True
@@ -172,17 +174,21 @@ class _ThroughTime(torch.autograd.Function):
         """Run the loop; differentiably, when a graph of the gradient is asked for."""
         plan: _Plan = ctx.plan
         saved = ctx.saved_tensors  # asked for once, as torch's checkpoint wants it
-        x, *tensors = saved[: len(ctx.needs_input_grad) - 1]
-        kept = list(saved[len(ctx.needs_input_grad) - 1 :])
+        needs = ctx.needs_input_grad
+        arguments = len(needs) - 2  # without plan and layers
+        x, *tensors = saved[:arguments]
+        kept = list(saved[arguments:])
         masks = tensors[: plan.masks]
-        layers, initial = plan.layers_and_state(tensors[plan.masks :])
+        layers = plan.layers(tensors[plan.masks :])
+        initial = plan.state(tensors[plan.masks :])
         # Zeros come from an error that is given, for vmap over the backward pass: what
         # is summed in place must be batched there as the errors are.
         given = next((d for d in (dy, *dfinal) if d is not None), initial[0])
         if dy is None:
             steps = x.shape[:1] if plan.rows.is_ragged else x.shape[:2]
             dy = given.new_zeros(*steps, initial[0].shape[-1])
-        needs_dx = ctx.needs_input_grad[1] and x.is_floating_point()
+        needs_dx = needs[2] and x.is_floating_point()
+        needs_dstate = any(needs[-len(initial) :])
         is_native = plan.kernel != choice.TORCH
         if (
             is_native
@@ -202,6 +208,7 @@ class _ThroughTime(torch.autograd.Function):
                 plan.truncation,
                 plan.rows,
                 needs_dx=needs_dx,
+                needs_dstate=needs_dstate,
             )
         else:
             # The core's tapes are of no use to the definition.
@@ -225,10 +232,11 @@ class _ThroughTime(torch.autograd.Function):
             dstate = _stacked([g.dstate for g in gradients])
         return (
             None,
+            None,
             dx,
             *(None for _ in masks),
-            *(getattr(g, f"d{name}") for g in gradients for name in _WEIGHTS),
-            *dstate,
+            *(d for g in gradients for d in (g.dU, g.dW, g.db_ih, g.db_hh)),
+            *(dstate or (None for _ in initial)),
         )
 
 

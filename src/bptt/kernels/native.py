@@ -88,25 +88,25 @@ def forward(
         The outputs of the top layer, the final state, shaped as `initial`, and the
         tapes. None of them share memory.
     """
-    time, batch = x.shape[:2]
-    inputs, hidden = layers[0].U.shape[1], layers[0].W.shape[1]
+    time, batch = x.size(0), x.size(1)
+    weight = layers[0].W
+    inputs, hidden = layers[0].U.size(1), weight.size(1)
     cell = _CELLS[type(layers[0].cell)]
     to = _Addresses()
     weights = [
         (to.of(layer.U), to.of(layer.W), to.maybe(layer.b_ih), to.maybe(layer.b_hh))
         for layer in layers
     ]
+    y = _empty(weight, time, batch, hidden)
+    final = tuple(weight.new_empty(part.size()) for part in initial)
     tapes: list[Tape] = []
     if keep:
         size = _native.tape_floats(kernel, cell, (time, batch, hidden))
         for _ in layers:
-            h = _empty(time + 1, batch, hidden)
-            tapes.append(Tape((h,), (_empty(size),) if size else ()))
-    y = _empty(time, batch, hidden)
-    final = tuple(
-        torch.empty(part.shape, dtype=torch.float32, device="cpu") for part in initial
-    )
+            h = _empty(weight, time + 1, batch, hidden)
+            tapes.append(Tape((h,), (_empty(weight, size),) if size else ()))
     is_float = x.is_floating_point()
+    is_lstm = len(initial) > 1
     _native.forward(
         kernel,
         torch.get_num_threads(),
@@ -117,12 +117,12 @@ def forward(
         weights,
         [to.of(mask) for mask in masks],
         to.of(initial[0]),
-        to.of(initial[1]) if len(initial) > 1 else None,
-        to.of(y),
-        to.of(final[0]),
-        to.of(final[1]) if len(final) > 1 else None,
+        to.of(initial[1]) if is_lstm else None,
+        _address(y),
+        _address(final[0]),
+        _address(final[1]) if is_lstm else None,
         [
-            (to.of(tape.states[0]), to.of(tape.kept[0]) if tape.kept else None)
+            (_address(tape.states[0]), _address(tape.kept[0]) if tape.kept else None)
             for tape in tapes
         ],
     )
@@ -191,11 +191,9 @@ def infer(
     first = 1 + parts
     each = len(weights[0])
     no_bias = (None, None) if each == 2 else ()
-    y = _empty(*shape[:axes], hidden)
-    final = tuple(
-        torch.empty(state_shape, dtype=torch.float32, device="cpu") for _ in initial
-    )
-    ends = [(t.data_ptr(), t.numel()) for t in final]
+    y = _empty(W, *shape[:axes], hidden)
+    final = tuple(W.new_empty(state_shape) for _ in initial)
+    ends = [_address(t) for t in final]
     try:
         _native.forward(
             choice.active(),
@@ -211,7 +209,7 @@ def infer(
             [],
             arrays[1],
             arrays[2] if parts == 2 else None,
-            (y.data_ptr(), y.numel()),
+            _address(y),
             ends[0],
             ends[1] if parts == 2 else None,
             [],
@@ -233,6 +231,7 @@ def backward(
     rows: Rows,
     *,
     needs_dx: bool,
+    needs_dstate: bool = True,
 ) -> tuple[Tensor | None, list[LayerGradients], State]:
     """`through_time.backward`.
 
@@ -248,16 +247,19 @@ def backward(
         truncation: as there.
         rows: as there.
         needs_dx: as there.
+        needs_dstate: whether to compute the error of the initial state.
 
     Returns:
         `dx`, the gradients of each layer with views of what follows as `dstate`, and
-        the error of the initial state, parts (layers, batch, state).
+        the error of the initial state, parts (layers, batch, state), or no parts.
     """
     time, batch, hidden = dy.shape
     sizes = (time, batch, hidden)
     threads = torch.get_num_threads()
     cell = _CELLS[type(layers[0].cell)]
-    dstate = tuple(dy.new_zeros(len(layers), batch, hidden) for _ in dfinal)
+    dstate = tuple(
+        dy.new_zeros(len(layers), batch, hidden) for _ in dfinal if needs_dstate
+    )
     results = [
         _new_gradients(layer, tuple(d[index] for d in dstate))
         for index, layer in enumerate(layers)
@@ -269,7 +271,7 @@ def backward(
     if truncation.is_full_over(time):  # layer by layer
         for index in from_top:
             inputs = _input_above(tapes[index - 1], index - 1, masks) if index else x
-            dx = _empty(*inputs.shape) if needs_dx or index else None
+            dx = _empty(dy, *inputs.shape) if needs_dx or index else None
             ends = [None if d is None else d[index] for d in dfinal]
             given = to.given(layers[index], tapes[index], ends, results[index])
             wanted = to.wanted(layers[index], inputs, results[index], dx)
@@ -287,8 +289,10 @@ def backward(
     gates = layers[0].W.shape[0]
     width = 4 * hidden if gates == 3 * hidden else gates
     # Where every step is visited by one pass alone, all of it is written.
-    fresh = _empty if truncation.k1 == truncation.k2 else dy.new_zeros
-    deltas = [fresh(time, batch, width) for _ in layers]
+    deltas = [_empty(dy, time, batch, width) for _ in layers]
+    if truncation.k1 != truncation.k2:
+        for delta in deltas:
+            delta.zero_()
     stack = [
         to.given(
             layers[index],
@@ -305,22 +309,30 @@ def backward(
     _native.backward(kernel, threads, cell, sizes, passes, to.of(dy), stack, None)
     for index in from_top:
         inputs = _input_above(tapes[index - 1], index - 1, masks) if index else x
-        dx = _empty(*inputs.shape) if needs_dx and not index else None
+        dx = _empty(dy, *inputs.shape) if needs_dx and not index else None
         wanted = to.wanted(layers[index], inputs, results[index], dx)
         h = to.of(tapes[index].states[0])
         _native.gradients(kernel, threads, cell, sizes, to.of(deltas[index]), h, wanted)
     return dx, results, dstate
 
 
+def _address(t: Tensor) -> _Array:
+    return t.data_ptr(), t.numel()
+
+
 class _Addresses:
-    """Addresses of tensors, made contiguous, that hold as long as this lives."""
+    """Addresses of tensors, of copies where they are not contiguous.
+
+    They hold as long as this and the tensors' memory live.
+    """
 
     def __init__(self) -> None:
-        self._alive: list[Tensor] = []
+        self._copies: list[Tensor] = []
 
     def of(self, t: Tensor) -> _Array:
-        t = t.contiguous()
-        self._alive.append(t)
+        if not t.is_contiguous():
+            t = t.contiguous()
+            self._copies.append(t)
         return t.data_ptr(), t.numel()
 
     def maybe(self, t: Tensor | None) -> _Array | None:
@@ -348,8 +360,8 @@ class _Addresses:
             self.maybe(ends[0]),
             self.maybe(ends[1]) if is_lstm else None,
             self.maybe(delta),
-            self.of(new.dstate[0]),
-            self.of(new.dstate[1]) if is_lstm else None,
+            _address(new.dstate[0]) if new.dstate else None,
+            _address(new.dstate[1]) if is_lstm and new.dstate else None,
         )
 
     def wanted(
@@ -358,35 +370,43 @@ class _Addresses:
         """A layer's gradients, and what they are made from, as `_native` takes them."""
         is_float = inputs.is_floating_point()
         return (
-            layer.U.shape[1],
+            layer.U.size(1),
             self.of(inputs) if is_float else None,
             None if is_float else self.of(inputs),
             self.of(layer.U),
-            self.of(new.dU),
-            self.of(new.dW),
-            self.maybe(new.db_ih),
-            self.maybe(new.db_hh),
-            self.maybe(dx),
+            _address(new.dU),
+            _address(new.dW),
+            None if new.db_ih is None else _address(new.db_ih),
+            None if new.db_hh is None else _address(new.db_hh),
+            None if dx is None else _address(dx),
         )
 
 
 def _new_gradients(layer: Layer, dstate: State) -> LayerGradients:
     """Memory for a layer's gradients."""
-    gates = layer.W.shape[0]
     return LayerGradients(
-        dU=_empty(*layer.U.shape),
-        dW=_empty(*layer.W.shape),
-        db_ih=None if layer.b_ih is None else _empty(gates),
-        db_hh=None if layer.b_hh is None else _empty(gates),
+        dU=_empty_like(layer.U),
+        dW=_empty_like(layer.W),
+        db_ih=None if layer.b_ih is None else _empty_like(layer.b_ih),
+        db_hh=None if layer.b_hh is None else _empty_like(layer.b_hh),
         dstate=dstate,
     )
 
 
-def _empty(*shape: int) -> Tensor:
-    """Uninitialised float32 on the CPU; if large, from memory that is used again."""
+def _empty_like(t: Tensor) -> Tensor:
+    """As `_empty`, of the shape of `t`, contiguous."""
+    if t.numel() < _LARGE and t.is_contiguous():
+        return torch.empty_like(t)
+    return _empty(t, *t.size())
+
+
+def _empty(like: Tensor, *shape: int) -> Tensor:
+    """Uninitialised float32 on the CPU, as `like` is; if large, from memory that is
+    used again.
+    """
     elements = math.prod(shape)
-    if elements < _LARGE:
-        return torch.empty(shape, dtype=torch.float32, device="cpu")
+    if elements < _LARGE:  # at half of what `torch.empty` with a dtype costs
+        return like.new_empty(shape)
     return _native.empty(elements).view(shape)
 
 
