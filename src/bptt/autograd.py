@@ -86,9 +86,7 @@ def run(
         return _defined(layers, x, initial, masks, rows)
     kernel = (
         choice.active()
-        if native.applies(layers, x, (*masks, *tensors))
-        and rows.batch_sizes is None
-        and rows.resets is None
+        if native.applies(layers, x, (*masks, *tensors), rows)
         else choice.TORCH
     )
     if torch.is_grad_enabled() and (
@@ -195,7 +193,7 @@ class _ThroughTime(torch.autograd.Function):
             and not torch.is_grad_enabled()
             and not inside_transform()
             and not any(map(_is_batched, (dy, *dfinal)))
-            and native.applies(layers, x, (dy, *dfinal))
+            and native.applies(layers, x, (dy, *dfinal), plan.rows)
         ):
             dx, gradients, dstate = native.backward(
                 plan.kernel,
