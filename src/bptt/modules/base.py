@@ -199,15 +199,13 @@ class ThroughTime(_Base):
     def _layer(self, at: int, suffix: str = "") -> Layer:
         # By attribute and not from _flat_weights, which functional_call and
         # parametrizations do not replace.
-        def weight(kind: str) -> Any:
-            return getattr(self, f"{kind}_l{at}{suffix}")
-
+        end = f"l{at}{suffix}"
         return Layer(
             cell=self._cell(),
-            U=weight("weight_ih"),
-            W=weight("weight_hh"),
-            b_ih=weight("bias_ih") if self.bias else None,
-            b_hh=weight("bias_hh") if self.bias else None,
+            U=getattr(self, f"weight_ih_{end}"),
+            W=getattr(self, f"weight_hh_{end}"),
+            b_ih=getattr(self, f"bias_ih_{end}") if self.bias else None,
+            b_hh=getattr(self, f"bias_hh_{end}") if self.bias else None,
         )
 
     def _dropout_masks(self, x: Tensor) -> list[Tensor]:
