@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bptt.modules import LSTM as LSTM
     from bptt.modules import RNN as RNN
     from bptt.modules import Accelerated as Accelerated
+    from bptt.modules import Stateful as Stateful
     from bptt.modules import accelerate as accelerate
     from bptt.truncation import Truncation as Truncation
     from bptt.verify import GradientReport as GradientReport
@@ -33,6 +34,7 @@ _HOME = {
     "LSTM": "bptt.modules",
     "RNN": "bptt.modules",
     "Accelerated": "bptt.modules",
+    "Stateful": "bptt.modules",
     "accelerate": "bptt.modules",
     "LanguageModel": "bptt.language_model",
     "Truncation": "bptt.truncation",
