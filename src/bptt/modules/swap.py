@@ -53,7 +53,8 @@ def accelerate(model: torch.nn.Module) -> Accelerated:
 
     Left as they are, with the reason: modules with a `forward` of their own, those that
     TorchScript has compiled, those with weights on a GPU or in 16 bits, and those whose
-    parametrization gives another weight at each evaluation, as spectral_norm does.
+    parametrization gives another weight at each evaluation, as spectral_norm does,
+    since torch.nn evaluates it more often than bptt.
     Modules that are bptt's are neither replaced nor left, so a second call does
     nothing. A module under two names is reported under the first. What is not a
     registered submodule, as one in a plain list, is not found.
@@ -151,7 +152,8 @@ def _reason_to_leave(module: torch.nn.Module) -> str | None:
     if parametrize.is_parametrized(module) and not _is_pure(module.parametrizations):
         return (
             "a parametrization gives another weight at each evaluation, as "
-            "spectral_norm does, and torch.nn evaluates it a number of times of its own"
+            "spectral_norm does, or cannot be copied to find out; and torch.nn "
+            "evaluates it a number of times of its own"
         )
     return None
 
@@ -181,7 +183,10 @@ def _class_for(module: torch.nn.Module) -> type:
 
 def _is_pure(parametrizations: Any) -> bool:
     """Whether an evaluation, tried on a copy, changes nothing, nor the next one."""
-    tried = copy.deepcopy(parametrizations).train()
+    try:
+        tried = copy.deepcopy(parametrizations).train()
+    except (RuntimeError, TypeError):  # as for a generator, which has no copy
+        return False
     before = _tensors(tried)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         drawn = torch.get_rng_state()
