@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from bptt.modules import GRU as GRU
     from bptt.modules import LSTM as LSTM
     from bptt.modules import RNN as RNN
+    from bptt.modules import Accelerated as Accelerated
+    from bptt.modules import Stateful as Stateful
+    from bptt.modules import accelerate as accelerate
     from bptt.truncation import Truncation as Truncation
     from bptt.verify import GradientReport as GradientReport
     from bptt.verify import check_gradients as check_gradients
@@ -30,6 +33,9 @@ _HOME = {
     "GRU": "bptt.modules",
     "LSTM": "bptt.modules",
     "RNN": "bptt.modules",
+    "Accelerated": "bptt.modules",
+    "Stateful": "bptt.modules",
+    "accelerate": "bptt.modules",
     "LanguageModel": "bptt.language_model",
     "Truncation": "bptt.truncation",
     "GradientReport": "bptt.verify",

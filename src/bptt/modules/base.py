@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
@@ -71,7 +72,15 @@ class ThroughTime(_Base):
             NotImplementedError: what is not supported with `proj_size`.
         """
         self._check_policies()
+        if not isinstance(input, Tensor | PackedSequence):
+            raise TypeError(
+                f"{type(self).__name__}: input must be a tensor or a PackedSequence; "
+                f"got {type(input).__name__}. If torch.fx is tracing, let its Tracer "
+                "take this module as a leaf, in is_leaf_module"
+            )
         plain = lengths is None and resets is None
+        if torch._C._is_tracing():  # which cannot see what the core computes
+            return super().forward(self._traceable(input, plain=plain), hx)
         if self.proj_size:
             if not self._policy().is_full or not plain:
                 raise NotImplementedError(
@@ -96,6 +105,33 @@ class ThroughTime(_Base):
             input = input.to(self._weight.dtype)
         with torch.autocast(device_type, enabled=False):
             return self._run(input, hx, lengths, resets)
+
+    def __prepare_scriptable__(self) -> Any:
+        """Called by torch.jit.script, whose own error would name a line in here."""
+        name = type(self).__name__
+        raise NotImplementedError(
+            f"torch.jit.script cannot compile bptt's {name}. Use torch.jit.trace, or "
+            f"script the model built with torch.nn.{name} and load this state_dict"
+        )
+
+    def _traceable(
+        self, input: Tensor | PackedSequence, *, plain: bool
+    ) -> Tensor | PackedSequence:
+        """What torch.nn's forward takes, for torch.jit.trace to record."""
+        if not self._policy().is_full:
+            raise NotImplementedError(
+                f"{type(self).__name__}: torch.jit.trace records torch.nn's forward, "
+                f"which knows full BPTT only, and truncation is {self.truncation}; "
+                "set it to None, which changes no output"
+            )
+        if not plain:
+            raise NotImplementedError(
+                f"{type(self).__name__}: torch.jit.trace records torch.nn's forward, "
+                "which knows no lengths and no resets; trace without them"
+            )
+        if isinstance(input, Tensor) and not input.is_floating_point():
+            return F.one_hot(input, self.input_size).to(self._weight.dtype)
+        return input
 
     def extra_repr(self) -> str:
         """torch.nn's, with the truncation."""
