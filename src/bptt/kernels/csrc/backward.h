@@ -236,7 +236,9 @@ class BackwardScan {
     const int64_t end = min(p.rows.end, passes_.last(lag) * b_.batch);
     for (int64_t low = begin, count; low < end; low += count) {
       count = group_rows(low, end);
-      for (int64_t u = p.panels.begin; u < p.panels.end; ++u) {
+      for (int64_t i = p.panels.begin; i < p.panels.end; ++i) {
+        // To and fro: what was read last is still in the cache.
+        const int64_t u = lag & 1 ? p.panels.begin + p.panels.end - 1 - i : i;
         for (int64_t r = low; r < low + count; ++r) fetch(l, lag, r, u);
         arriving(p, l, lag, low, count, u);
         for (int64_t r = low; r < low + count; ++r)
@@ -253,7 +255,7 @@ class BackwardScan {
     if (l + 1 < b_.layers) {
       const int64_t skip = kCell == Cell::kGru ? H : 0;  // r z n, after hn
       step_product(count, depth(), previous(l + 1, lag) + low * ld() + skip, ld(),
-                   layer_memory_[l + 1].U + u * depth() * kPanel, 0, 1, p.product,
+                   layer_memory_[l + 1].U + u * depth() * kPanel, 0, 1, false, p.product,
                    kPanel, false);
       if (const float* mask = b_.layer[l].mask)
         for (int64_t r = low; r < low + count; ++r) {
@@ -265,7 +267,7 @@ class BackwardScan {
     }
     if (lag > passes_.first_lag())
       step_product(count, depth(), previous(l, lag - 1) + low * ld(), ld(),
-                   layer_memory_[l].W + u * depth() * kPanel, 0, 1, p.product, kPanel,
+                   layer_memory_[l].W + u * depth() * kPanel, 0, 1, false, p.product, kPanel,
                    add);
     else if (!add)
       std::memset(p.product, 0, static_cast<size_t>(count * kPanel) * sizeof(float));
@@ -336,7 +338,7 @@ class BackwardScan {
         count = group_rows(low, end);
         for (int64_t u = p.panels.begin; u < p.panels.end; ++u) {
           step_product(count, depth(), previous(l, lag) + low * ld(), ld(),
-                       layer_memory_[l].W + u * depth() * kPanel, 0, 1, p.product,
+                       layer_memory_[l].W + u * depth() * kPanel, 0, 1, false, p.product,
                        kPanel, false);
           for (int64_t r = low; r < low + count; ++r)
             for (int64_t i = 0; i < min(kPanel, H - u * kPanel); ++i) {

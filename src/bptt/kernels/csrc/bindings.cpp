@@ -164,7 +164,7 @@ void forward(const std::string& name, int threads, int kind,
   if (s.ids) require_ids(s.ids, T * B, I);
   // So few rows that the weights are read, not used again: then memory is the limit.
   const int64_t work = width * (H + (s.ids ? 0 : I)) * L;
-  bptt::Team team(T * B <= 8 ? bptt::useful_threads(threads, 48 * work)
+  bptt::Team team(T * B <= 8 ? bptt::useful_threads(threads, 12 * work)
                              : bptt::useful_threads(threads, T * B * work));
   require_memory(bptt::stack_forward(kernels, team, s));
 }
