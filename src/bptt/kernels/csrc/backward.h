@@ -4,26 +4,11 @@
 #pragma once
 
 #include "gradients.h"
+#include "passes.h"
 #include "schedule.h"
 
 namespace bptt {
 namespace {
-
-// Where the passes stand: pass p at lag j at step p * k1 + k1 - 1 - j.
-struct Passes {
-  int64_t time, k1, k2, count, nominal_end;
-
-  explicit Passes(const Backward& b)
-      : time(b.time), k1(b.k1), k2(b.k2), count(ceil_div(b.time, b.k1)),
-        nominal_end(count * b.k1 - 1) {}
-  int64_t first_lag() const { return max(0, k1 - time); }
-  int64_t end_lag() const { return min(k2, nominal_end + 1); }
-  int64_t first(int64_t lag) const { return lag / k1; }
-  int64_t last(int64_t lag) const { return nominal_end - lag < time ? count : count - 1; }
-  int64_t step(int64_t pass, int64_t lag) const { return pass * k1 + k1 - 1 - lag; }
-  // Whether two passes may come by the same step.
-  bool overlap() const { return k2 > k1 && count > 1; }
-};
 
 // The cell's derivative for one row and the units of one panel; pointers point at the
 // panel's first unit.
@@ -99,7 +84,7 @@ class BackwardScan {
     // Per layer: packed W, packed U, the passes' deltas of two lags, their carries.
     const int64_t packed = panels() * depth() * kPanel;
     const int64_t carries = kCarry ? rows * padded_stride(b_.hidden) : 0;
-    const int64_t deltas = (fused() ? piece() * b_.batch : rows) * ld();
+    const int64_t deltas = (fused() ? piece() : 1) * rows * ld();
     const int64_t each = 2 * packed + 2 * deltas + carries;
     Scratch<> memory(b_.layers * each);
     Scratch<> products(threads * kGroupRows * kPanel);
@@ -107,7 +92,8 @@ class BackwardScan {
     const Gradients none{};
     GradientProducts<kCell> products_of(fused() ? *b_.gradients : none, b_.hidden,
                                         threads);
-    if (!products_of) return false;
+    LagRows lag_rows(b_, passes_, by_lag());
+    if (!products_of || !lag_rows) return false;
     if (!memory || !products || !layer_memory) return false;
     for (int l = 0; l < b_.layers; ++l) {
       float* W = memory.get() + l * each;
@@ -139,8 +125,17 @@ class BackwardScan {
             groups[part / division.unit_parts].wait();
         }
         if (mine && passes_.step(passes_.first(lag), lag) == 0) start(p, lag);
-        if (overlap) all.wait();
-        if (fused() && ((lag + 1) % piece() == 0 || lag + 1 == b_.time)) {
+        if (by_lag()) lag_rows.gather(part, threads, lag);
+        if (overlap || by_lag()) all.wait();
+        if (by_lag()) {
+          products_of.add(part, passes_.last(lag) * b_.batch, previous(0, lag), ld(),
+                          lag_rows.h(lag), lag_rows.x(lag), lag_rows.ids(lag),
+                          lag_rows.dx(), lag == 0);
+          if (lag_rows.dx()) {
+            all.wait();
+            lag_rows.scatter(part, threads, lag);
+          }
+        } else if (fused() && ((lag + 1) % piece() == 0 || lag + 1 == b_.time)) {
           all.wait();
           const Gradients& g = *b_.gradients;
           const int64_t begin = piece_begin(lag), row = begin * b_.batch;
@@ -178,8 +173,13 @@ class BackwardScan {
   int64_t depth() const { return kGates * b_.hidden; }
   int64_t ld() const { return padded_stride(kBlocks * b_.hidden); }
   bool fused() const { return b_.gradients != nullptr; }
+  // Whether the passes end before the sequence does: then a lag has the rows of many
+  // steps, and its gradients are formed from them alone.
+  bool by_lag() const { return fused() && b_.k2 < b_.time; }
   // Steps whose deltas are kept until their products are formed, when fused.
-  int64_t piece() const { return min(b_.time, max(1, kDepth / b_.batch)); }
+  int64_t piece() const {
+    return by_lag() ? 1 : min(b_.time, max(1, kDepth / b_.batch));
+  }
   int64_t piece_begin(int64_t lag) const {
     return max(0, b_.time - (lag / piece() + 1) * piece());
   }

@@ -220,8 +220,8 @@ void backward(const std::string& name, int threads, int kind,
   elements({T + b.k1, B, 4, H});  // no more rows than that run
   b.dy = at(dy, "dy", {T, B, H});
   require(!layers.empty() && layers.size() < 1u << 20, "give the layers");
-  require(!gradients || (!truncation && layers.size() == 1),
-          "gradients along the way are those of one layer under full BPTT");
+  require(!gradients || (b.k2 <= b.k1 && b.k1 <= T && layers.size() == 1),
+          "gradients along the way need one layer, and no step that two passes visit");
   std::vector<bptt::BackwardLayer> each;
   for (const LayerTuple& tuple : layers) {
     const auto& [W, U, h, tape, mask, dh_end, dc_end, delta, dh_start, dc_start] = tuple;
