@@ -140,6 +140,11 @@ def forward(
     return y, final, tapes
 
 
+def tape_width(kernel: str, cell: Cell, hidden: int) -> int:
+    """Floats on the tape for a step and a row, beside h."""
+    return int(_native.tape_floats(kernel, _CELLS[type(cell)], (1, 1, hidden)))
+
+
 def infer(
     cell: Cell,
     weights: Sequence[Sequence[Tensor]],

@@ -1,5 +1,6 @@
 """What RNN, GRU and LSTM share: from torch.nn's call to the loop, and back."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -11,7 +12,9 @@ from bptt import autograd
 from bptt.cells import Cell
 from bptt.cells.base import State
 from bptt.kernels import native
+from bptt.memory import Budget
 from bptt.modules.arrangement import Arrangement, arrange, arrange_packed
+from bptt.recompute import PackedMask
 from bptt.through_time import Layer
 from bptt.truncation import Truncation
 
@@ -88,6 +91,11 @@ class ThroughTime(_Base):
                     "full BPTT only, no lengths and no resets; truncation is "
                     f"{self.truncation}"
                 )
+            if self.memory_budget is not None:
+                raise NotImplementedError(
+                    f"{type(self).__name__}: proj_size runs in torch.nn, which keeps "
+                    f"all; memory_budget is {self.memory_budget!r}, leave it None"
+                )
             return super().forward(input, hx)
         if plain and not torch.is_grad_enabled() and isinstance(input, Tensor):
             done = self._infer(input, hx)
@@ -134,9 +142,13 @@ class ThroughTime(_Base):
         return input
 
     def extra_repr(self) -> str:
-        """torch.nn's, with the truncation."""
+        """torch.nn's, with the truncation and the budget."""
         text = super().extra_repr()
-        return text if self.truncation is None else f"{text}, {self.truncation}"
+        if self.truncation is not None:
+            text = f"{text}, {self.truncation}"
+        if self.memory_budget is not None:
+            text = f"{text}, memory_budget={self.memory_budget!r}"
+        return text
 
     @autograd.eager
     def _infer(self, input: Tensor, hx: Any) -> Any:
@@ -194,17 +206,27 @@ class ThroughTime(_Base):
         else:
             layers = [self._layer(at) for at in range(self.num_layers)]
             y, final = autograd.run(
-                layers, batch.x, initial, masks, self._policy(), batch.rows
+                layers,
+                batch.x,
+                initial,
+                masks,
+                self._policy(),
+                batch.rows,
+                self._budget(batch),
             )
         parts = tuple(batch.state(part) for part in final)
         return batch.outputs(y), (parts[0] if len(parts) == 1 else parts)
 
     def _run_both_directions(
-        self, batch: Arrangement, initial: State, masks: list[Tensor]
+        self,
+        batch: Arrangement,
+        initial: State,
+        masks: Sequence[Tensor | PackedMask],
     ) -> tuple[Tensor, State]:
         """Layer by layer, each direction along its own time."""
         x, rows = batch.x, batch.rows
         both = (rows, rows.flipped())
+        budget = self._budget(batch)
         final: list[State] = []
         for at in range(self.num_layers):
             halves = []
@@ -217,12 +239,15 @@ class ThroughTime(_Base):
                     [],
                     self._policy(),
                     both[direction],
+                    budget,
                 )
                 halves.append(rows.flip(y) if direction else y)
                 final.append(state)
             x = torch.cat(halves, dim=-1)
             if masks and at < len(masks):
-                x = x * masks[at]
+                mask = masks[at]
+                assert isinstance(mask, Tensor)
+                x = x * mask
         return x, tuple(torch.cat(parts) for parts in zip(*final, strict=True))
 
     @property
@@ -244,15 +269,54 @@ class ThroughTime(_Base):
             b_hh=getattr(self, f"bias_hh_{end}") if self.bias else None,
         )
 
-    def _dropout_masks(self, x: Tensor) -> list[Tensor]:
-        """Drawn as torch.nn draws them, so a seed means the same masks there."""
+    def _budget(self, batch: Arrangement) -> Budget | None:
+        """What may be kept, with what is kept outside of the loops."""
+        if self.memory_budget is None:
+            return None
+        budget = Budget.parse(self.memory_budget)
+        width = self._weight.element_size()
+        x = batch.x
+        steps = x.numel() // (x.shape[-1] if x.is_floating_point() else 1)
+        input_bytes = x.numel() * x.element_size()
+        output_bytes = 2 * steps * self.hidden_size * width
+        held = 0
+        if batch.where is not None:  # packed here: input, errors, and where they stand
+            held += input_bytes + output_bytes + 16 * steps
+        if not self.bidirectional:
+            return budget.shared(1, held, 0)
+        # The reversed input; between layers the outputs, as they are and reversed,
+        # their masks, and on the way back their errors.
+        held += input_bytes + (8 * steps if batch.rows.is_ragged else 0)
+        between = 5 + (self.training and self.dropout > 0)
+        held += (self.num_layers - 1) * between * output_bytes
+        widest = max(self.input_size if x.is_floating_point() else 0, self.hidden_size)
+        if self.num_layers > 1:
+            widest = max(widest, 2 * self.hidden_size)
+        return budget.shared(2 * self.num_layers, held, widest)
+
+    def _dropout_masks(self, x: Tensor) -> Sequence[Tensor | PackedMask]:
+        """Drawn as torch.nn draws them, so a seed means the same masks there.
+
+        Within a memory budget they are kept as bits.
+        """
         if not (self.training and self.dropout) or self.num_layers == 1:
             return []
         width = self.hidden_size * (2 if self.bidirectional else 1)
         weight = self._weight
         steps = x.shape[:-1] if x.is_floating_point() else x.shape
-        masks = []
+        masks: list[Tensor | PackedMask] = []
+        is_packed = (
+            self.memory_budget is not None
+            and not self.bidirectional
+            and torch.is_grad_enabled()
+            and not autograd.inside_transform()
+        )
         for _ in range(self.num_layers - 1):
+            if is_packed:
+                masks.append(
+                    PackedMask.drawn((*steps, width), 1 - self.dropout, weight)
+                )
+                continue
             mask = weight.new_empty(*steps, width)
             if self.dropout == 1:
                 masks.append(mask.zero_())
@@ -387,10 +451,7 @@ class ThroughTime(_Base):
                 f"{self.truncation!r}"
             )
         if self.memory_budget is not None:
-            raise NotImplementedError(
-                f"{name}: memory_budget is not supported yet; got "
-                f"{self.memory_budget!r}, leave it None"
-            )
+            Budget.parse(self.memory_budget)
         cuts = self.truncation is not None and not self.truncation.is_full
         if cuts and self.bidirectional and self.num_layers > 1:
             raise ValueError(
