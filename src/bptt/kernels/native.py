@@ -142,7 +142,7 @@ def forward(
 
 def tape_width(kernel: str, cell: Cell, hidden: int) -> int:
     """Floats on the tape for a step and a row, beside h."""
-    return int(_native.tape_floats(kernel, _CELLS[type(cell)], (1, 1, hidden)))
+    return int(_native.tape_floats(kernel, _CELLS[type(cell)], 1, hidden))
 
 
 def infer(
