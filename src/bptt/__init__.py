@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bptt import cells as cells
     from bptt import tutorial as tutorial
     from bptt.errors import CheckpointError as CheckpointError
     from bptt.errors import GradientError as GradientError
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from bptt.modules import LSTM as LSTM
     from bptt.modules import RNN as RNN
     from bptt.modules import Accelerated as Accelerated
+    from bptt.modules import Recurrent as Recurrent
     from bptt.modules import Stateful as Stateful
     from bptt.modules import accelerate as accelerate
     from bptt.truncation import Truncation as Truncation
@@ -36,14 +38,15 @@ _HOME = {
     "Accelerated": "bptt.modules",
     "Stateful": "bptt.modules",
     "accelerate": "bptt.modules",
+    "Recurrent": "bptt.modules",
     "LanguageModel": "bptt.language_model",
     "Truncation": "bptt.truncation",
     "GradientReport": "bptt.verify",
     "check_gradients": "bptt.verify",
 }
-_MODULES = ("tutorial",)
+_MODULES = ("cells", "tutorial")
 
-__all__ = ["__version__", "tutorial", *_HOME]
+__all__ = ["__version__", *_MODULES, *_HOME]
 
 
 def __getattr__(name: str) -> Any:
