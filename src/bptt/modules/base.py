@@ -13,8 +13,11 @@ from bptt.cells import Cell
 from bptt.cells.base import State
 from bptt.kernels import native
 from bptt.memory import Budget
+from bptt.modules import projected
 from bptt.modules.arrangement import Arrangement, arrange, arrange_packed
+from bptt.modules.projected import ProjectedLayer
 from bptt.recompute import PackedMask
+from bptt.rows import Rows
 from bptt.through_time import Layer
 from bptt.truncation import Truncation
 
@@ -72,7 +75,7 @@ class ThroughTime(_Base):
 
         Raises:
             ValueError, TypeError, RuntimeError: an argument of a wrong shape or dtype.
-            NotImplementedError: what is not supported with `proj_size`.
+            NotImplementedError: a `memory_budget` with `proj_size`.
         """
         self._check_policies()
         if not isinstance(input, Tensor | PackedSequence):
@@ -85,19 +88,15 @@ class ThroughTime(_Base):
         if torch._C._is_tracing():  # which cannot see what the core computes
             return super().forward(self._traceable(input, plain=plain), hx)
         if self.proj_size:
-            if not self._policy().is_full or not plain:
-                raise NotImplementedError(
-                    f"{type(self).__name__}: proj_size runs in torch.nn, which knows "
-                    "full BPTT only, no lengths and no resets; truncation is "
-                    f"{self.truncation}"
-                )
             if self.memory_budget is not None:
                 raise NotImplementedError(
-                    f"{type(self).__name__}: proj_size runs in torch.nn, which keeps "
-                    f"all; memory_budget is {self.memory_budget!r}, leave it None"
+                    f"{type(self).__name__}: proj_size keeps all; memory_budget is "
+                    f"{self.memory_budget!r}, leave it None"
                 )
-            return super().forward(input, hx)
-        if plain and not torch.is_grad_enabled() and isinstance(input, Tensor):
+            is_ids = isinstance(input, Tensor) and not input.is_floating_point()
+            if self._policy().is_full and plain and not is_ids:
+                return super().forward(input, hx)
+        elif plain and not torch.is_grad_enabled() and isinstance(input, Tensor):
             done = self._infer(input, hx)
             if done is not None:
                 return done
@@ -204,15 +203,10 @@ class ThroughTime(_Base):
         if self.bidirectional:
             y, final = self._run_both_directions(batch, initial, masks)
         else:
-            layers = [self._layer(at) for at in range(self.num_layers)]
-            y, final = autograd.run(
-                layers,
-                batch.x,
-                initial,
-                masks,
-                self._policy(),
-                batch.rows,
-                self._budget(batch),
+            names = [f"l{at}" for at in range(self.num_layers)]
+            budget = self._budget(batch)
+            y, final = self._run_layers(
+                names, batch.x, initial, masks, batch.rows, budget
             )
         parts = tuple(batch.state(part) for part in final)
         return batch.outputs(y), (parts[0] if len(parts) == 1 else parts)
@@ -232,12 +226,11 @@ class ThroughTime(_Base):
             halves = []
             for direction in (0, 1):
                 row = 2 * at + direction
-                y, state = autograd.run(
-                    [self._layer(at, "_reverse" if direction else "")],
+                y, state = self._run_layers(
+                    [f"l{at}_reverse" if direction else f"l{at}"],
                     rows.flip(x) if direction else x,
                     tuple(part[row : row + 1] for part in initial),
                     [],
-                    self._policy(),
                     both[direction],
                     budget,
                 )
@@ -254,19 +247,44 @@ class ThroughTime(_Base):
     def _weight(self) -> Tensor:
         return cast(Tensor, self.weight_hh_l0)
 
+    @property
+    def _output_size(self) -> int:
+        """The width of h, in one direction."""
+        return self.proj_size or self.hidden_size
+
     def _policy(self) -> Truncation:
         return Truncation.full() if self.truncation is None else self.truncation
 
-    def _layer(self, at: int, suffix: str = "") -> Layer:
+    def _run_layers(
+        self,
+        names: list[str],
+        x: Tensor,
+        initial: State,
+        masks: Sequence[Tensor | PackedMask],
+        rows: Rows,
+        budget: Budget | None,
+    ) -> tuple[Tensor, State]:
+        """A stack of layers in one direction, by the ends of their weights' names."""
+        policy = self._policy()
+        if self.proj_size:
+            plain = [mask for mask in masks if isinstance(mask, Tensor)]
+            stack = [
+                ProjectedLayer(*self._weights(end), getattr(self, f"weight_hr_{end}"))
+                for end in names
+            ]
+            return projected.run(stack, x, initial, plain, policy, rows)
+        cell = self._cell()
+        layers = [Layer(cell, *self._weights(end)) for end in names]
+        return autograd.run(layers, x, initial, masks, policy, rows, budget)
+
+    def _weights(self, end: str) -> tuple[Any, Any, Any, Any]:
         # By attribute and not from _flat_weights, which functional_call and
         # parametrizations do not replace.
-        end = f"l{at}{suffix}"
-        return Layer(
-            cell=self._cell(),
-            U=getattr(self, f"weight_ih_{end}"),
-            W=getattr(self, f"weight_hh_{end}"),
-            b_ih=getattr(self, f"bias_ih_{end}") if self.bias else None,
-            b_hh=getattr(self, f"bias_hh_{end}") if self.bias else None,
+        return (
+            getattr(self, f"weight_ih_{end}"),
+            getattr(self, f"weight_hh_{end}"),
+            getattr(self, f"bias_ih_{end}") if self.bias else None,
+            getattr(self, f"bias_hh_{end}") if self.bias else None,
         )
 
     def _budget(self, batch: Arrangement) -> Budget | None:
@@ -301,7 +319,7 @@ class ThroughTime(_Base):
         """
         if not (self.training and self.dropout) or self.num_layers == 1:
             return []
-        width = self.hidden_size * (2 if self.bidirectional else 1)
+        width = self._output_size * (2 if self.bidirectional else 1)
         weight = self._weight
         steps = x.shape[:-1] if x.is_floating_point() else x.shape
         masks: list[Tensor | PackedMask] = []
@@ -330,18 +348,21 @@ class ThroughTime(_Base):
         weight = self._weight
         parts = self._cell().state_parts
         count = self.num_layers * (2 if self.bidirectional else 1)
-        shape = (count, batch.rows.batch, self.hidden_size)
+        size = batch.rows.batch
+        widths = (self._output_size, self.hidden_size)[:parts]
         if hx is None:
-            return tuple(weight.new_zeros(shape) for _ in range(parts))
-        given = list(self._split_state(hx, parts))
+            return tuple(weight.new_zeros(count, size, width) for width in widths)
+        given = self._split_state(hx, parts)
         names = ("h_0", "c_0") if parts == 2 else ("hx",)
-        for name, part in zip(names, given, strict=True):
+        for name, part, width in zip(names, given, widths, strict=True):
+            shape = (count, size, width)
             expected = shape if batch.batched else (shape[0], shape[2])
             if tuple(part.shape) != expected:
                 raise RuntimeError(
                     f"{type(self).__name__}: {name} must have shape {expected} "
                     f"(layers x directions{', batch' if batch.batched else ''}, "
-                    f"hidden_size); got {tuple(part.shape)}"
+                    f"{'proj_size' if width != self.hidden_size else 'hidden_size'}); "
+                    f"got {tuple(part.shape)}"
                 )
             if not part.is_floating_point():
                 raise TypeError(
