@@ -7,7 +7,7 @@ errors is left to a *visitor*: the derivative that a cell brings, or autograd.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -76,6 +76,7 @@ class Place:
         return starts[self._padded // batch] + self._padded % batch
 
 
+@runtime_checkable
 class Visitor(Protocol):
     """Takes the errors of all running passes through the steps where they stand."""
 
