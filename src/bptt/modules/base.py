@@ -13,7 +13,7 @@ from bptt.cells import Cell
 from bptt.cells.base import State
 from bptt.kernels import native
 from bptt.memory import Budget
-from bptt.modules import projected
+from bptt.modules import checks, projected
 from bptt.modules.arrangement import Arrangement, arrange, arrange_packed
 from bptt.modules.projected import ProjectedLayer
 from bptt.recompute import PackedMask
@@ -346,45 +346,20 @@ class ThroughTime(_Base):
     def _initial(self, batch: Arrangement, hx: Any) -> State:
         """The initial state, parts (layers x directions, batch, state)."""
         weight = self._weight
-        parts = self._cell().state_parts
         count = self.num_layers * (2 if self.bidirectional else 1)
-        size = batch.rows.batch
-        widths = (self._output_size, self.hidden_size)[:parts]
+        widths = (self._output_size, self.hidden_size)[: self._cell().state_parts]
         if hx is None:
+            size = batch.rows.batch
             return tuple(weight.new_zeros(count, size, width) for width in widths)
-        given = self._split_state(hx, parts)
-        names = ("h_0", "c_0") if parts == 2 else ("hx",)
-        for name, part, width in zip(names, given, widths, strict=True):
-            shape = (count, size, width)
-            expected = shape if batch.batched else (shape[0], shape[2])
-            if tuple(part.shape) != expected:
-                raise RuntimeError(
-                    f"{type(self).__name__}: {name} must have shape {expected} "
-                    f"(layers x directions{', batch' if batch.batched else ''}, "
-                    f"{'proj_size' if width != self.hidden_size else 'hidden_size'}); "
-                    f"got {tuple(part.shape)}"
-                )
-            if not part.is_floating_point():
-                raise TypeError(
-                    f"{type(self).__name__}: {name} must hold floats, as the "
-                    f"weights do ({weight.dtype}); got {part.dtype}"
-                )
-        return tuple(batch.of_state(part.to(weight.dtype)) for part in given)
-
-    def _split_state(self, hx: Any, parts: int) -> tuple[Tensor, ...]:
-        if parts == 1 and isinstance(hx, Tensor):
-            return (hx,)
-        if (
-            parts == 2
-            and isinstance(hx, tuple | list)
-            and len(hx) == 2
-            and all(isinstance(part, Tensor) for part in hx)
-        ):
-            return tuple(hx)
-        wanted = "a tuple (h_0, c_0) of tensors" if parts == 2 else "a tensor h_0"
-        raise TypeError(
-            f"{type(self).__name__}: hx must be {wanted}; got {type(hx).__name__}"
+        given = checks.state_parts(
+            hx,
+            count=count,
+            batch=batch.rows.batch if batch.batched else None,
+            widths=widths,
+            dtype=weight.dtype,
+            name=type(self).__name__,
         )
+        return tuple(batch.of_state(part.to(weight.dtype)) for part in given)
 
     def _arrange(
         self,
@@ -415,54 +390,18 @@ class ThroughTime(_Base):
                 batch_first=self.batch_first,
                 name=name,
             )
-        self._check_ids(batch.x)
+        checks.require_ids(batch.x, self.input_size, name)
         return batch
 
     def _check_sequence(self, x: Tensor, given: str, axes: tuple[str, ...]) -> None:
-        """Refuse a wrong dtype, number of axes or width."""
-        name = type(self).__name__
-        shape = tuple(x.shape)
-        listed = ", ".join(axes)
-        fewest = len(axes) - ("batch" in axes)  # one sequence has no batch axis
-        alone = ", without batch for one sequence" if "batch" in axes else ""
-        if x.is_floating_point():
-            if not fewest <= x.dim() - 1 <= len(axes):
-                raise ValueError(
-                    f"{name}: {given} must be ({listed}, input_size){alone}; got shape "
-                    f"{shape}"
-                )
-            if x.dtype != self._weight.dtype:
-                raise ValueError(
-                    f"{name}: {given} has dtype {x.dtype} and the weights "
-                    f"{self._weight.dtype}; convert one of them, as with "
-                    f"input.to({self._weight.dtype})"
-                )
-            if shape[-1] != self.input_size:
-                raise RuntimeError(
-                    f"{name}: {given}.size(-1) must be input_size = "
-                    f"{self.input_size}; got shape {shape}"
-                )
-        elif x.dtype == torch.int64:
-            if not fewest <= x.dim() <= len(axes):
-                raise ValueError(
-                    f"{name}: integer {given} is ids ({listed}){alone}; got shape "
-                    f"{shape}"
-                )
-        else:
-            raise TypeError(
-                f"{name}: {given} must be floats ({listed}, input_size) or int64 ids "
-                f"({listed}); got dtype {x.dtype}"
-            )
-
-    def _check_ids(self, x: Tensor) -> None:
-        # Inside torch.func's transforms values cannot be asked for.
-        if x.is_floating_point() or not x.numel() or autograd.inside_transform():
-            return
-        if not 0 <= x.min() <= x.max() < self.input_size:
-            raise ValueError(
-                f"{type(self).__name__}: ids in input must be at least 0 and below "
-                f"input_size = {self.input_size}; got {int(x.min())} to {int(x.max())}"
-            )
+        checks.require_sequence(
+            x,
+            given,
+            axes,
+            width=self.input_size,
+            dtype=self._weight.dtype,
+            name=type(self).__name__,
+        )
 
     def _check_policies(self) -> None:
         name = type(self).__name__
