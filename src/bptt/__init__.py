@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from bptt.modules import GRU as GRU
     from bptt.modules import LSTM as LSTM
     from bptt.modules import RNN as RNN
+    from bptt.modules import Accelerated as Accelerated
     from bptt.modules import Recurrent as Recurrent
+    from bptt.modules import Stateful as Stateful
+    from bptt.modules import accelerate as accelerate
     from bptt.truncation import Truncation as Truncation
     from bptt.verify import GradientReport as GradientReport
     from bptt.verify import check_gradients as check_gradients
@@ -32,6 +35,9 @@ _HOME = {
     "GRU": "bptt.modules",
     "LSTM": "bptt.modules",
     "RNN": "bptt.modules",
+    "Accelerated": "bptt.modules",
+    "Stateful": "bptt.modules",
+    "accelerate": "bptt.modules",
     "Recurrent": "bptt.modules",
     "LanguageModel": "bptt.language_model",
     "Truncation": "bptt.truncation",

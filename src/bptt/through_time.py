@@ -295,7 +295,8 @@ def _gradients(
     layer: Layer, x: Tensor, tape: Tape, delta: Tensor, dstate: State
 ) -> LayerGradients:
     """The weights' gradients from the summed errors: one product each."""
-    hidden = layer.cell.hidden_delta(delta, tape.whole())
+    whole = tape.whole()
+    hidden = layer.cell.hidden_delta(delta, whole)
     rows = _rows(delta)
     hidden_rows = _rows(hidden)
     if x.is_floating_point():
@@ -306,7 +307,7 @@ def _gradients(
     has_bias = layer.b_ih is not None
     return LayerGradients(
         dU=dU,
-        dW=hidden_rows.t() @ _rows(tape.states[0][:-1]),
+        dW=hidden_rows.t() @ _rows(whole.before[0]),
         db_ih=rows.sum(0) if has_bias else None,
         db_hh=hidden_rows.sum(0) if has_bias else None,
         dstate=dstate,

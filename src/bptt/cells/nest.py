@@ -17,7 +17,7 @@ Leaves = tuple[Tensor, ...]
 class Nest:
     """How leaves are nested: the type of a tuple and its parts; no type for a leaf."""
 
-    kind: type[Any] | None = None
+    kind: type | None = None
     parts: tuple["Nest", ...] = ()
 
     def state(self, leaves: Leaves) -> Any:

@@ -3,9 +3,9 @@
 The core takes addresses, so everything that makes an address right is checked here:
 exact tensors (no subclass, no wrapper of a transform), float32, CPU, contiguous.
 
-What the core keeps of a layer for the way back is h (time + 1, batch, state) and, for
-the gated cells, a tape in a layout of the kernel's own. A `Tape` here has h as its
-state and that tape as what is kept.
+What the core keeps of a layer for the way back is h, the initial state's rows and then
+those of all steps, (batch + rows, state), and, for the gated cells, a tape in a layout
+of the kernel's own. A `Tape` here has h as its state and that tape as what is kept.
 """
 
 import math
@@ -29,11 +29,15 @@ with suppress(ImportError):  # where it is not installed, `applies` never holds
 _CELLS: dict[type[Cell], int] = {TanhCell: 0, ReLUCell: 1, GRUCell: 2, LSTMCell: 3}
 _EXACT = (Tensor, torch.nn.Parameter)
 _LARGE = 1 << 18  # elements; below, an allocation costs less than the call
+_ROWS = 128  # of a lag; below, one product of all rows costs less than one a lag
 _Array = tuple[int, int]
 
 
 def applies(
-    layers: Sequence[Layer], x: Tensor, tensors: Iterable[Tensor | None]
+    layers: Sequence[Layer],
+    x: Tensor,
+    tensors: Iterable[Tensor | None],
+    rows: Rows,
 ) -> bool:
     """Whether the core can run these layers on these tensors.
 
@@ -41,10 +45,15 @@ def applies(
         layers: whose cells must be the core's.
         x: float32, or int64 ids.
         tensors: all others: float32, or None.
+        rows: whose resets must be on the CPU.
     """
     if choice.active() == choice.TORCH or torch._C._len_torch_dispatch_stack():
         return False
     if type(layers[0].cell) not in _CELLS or not x.numel():
+        return False
+    if rows.resets is not None and not (
+        type(rows.resets) in _EXACT and rows.resets.is_cpu
+    ):
         return False
     if x.dtype != torch.int64:
         tensors = (x, *tensors)
@@ -88,45 +97,52 @@ def forward(
         The outputs of the top layer, the final state, shaped as `initial`, and the
         tapes. None of them share memory.
     """
-    time, batch = x.shape[:2]
-    inputs, hidden = layers[0].U.shape[1], layers[0].W.shape[1]
+    steps = x.shape[: 1 if rows.is_ragged else 2]
+    weight = layers[0].W
+    inputs, hidden = layers[0].U.size(1), weight.size(1)
     cell = _CELLS[type(layers[0].cell)]
     to = _Addresses()
     weights = [
         (to.of(layer.U), to.of(layer.W), to.maybe(layer.b_ih), to.maybe(layer.b_hh))
         for layer in layers
     ]
+    y = _empty(weight, *steps, hidden)
+    final = tuple(weight.new_empty(part.size()) for part in initial)
     tapes: list[Tape] = []
     if keep:
-        size = _native.tape_floats(kernel, cell, (time, batch, hidden))
+        count = math.prod(steps)
+        size = _native.tape_floats(kernel, cell, count, hidden)
         for _ in layers:
-            h = _empty(time + 1, batch, hidden)
-            tapes.append(Tape((h,), (_empty(size),) if size else ()))
-    y = _empty(time, batch, hidden)
-    final = tuple(
-        torch.empty(part.shape, dtype=torch.float32, device="cpu") for part in initial
-    )
+            h = _empty(weight, rows.batch + count, hidden)
+            tapes.append(Tape((h,), (_empty(weight, size),) if size else ()))
     is_float = x.is_floating_point()
+    is_lstm = len(initial) > 1
     _native.forward(
         kernel,
         torch.get_num_threads(),
         cell,
-        (time, batch, inputs, hidden),
+        (rows.time, rows.batch, inputs, hidden),
+        to.rows(rows),
         to.of(x) if is_float else None,
         None if is_float else to.of(x),
         weights,
         [to.of(mask) for mask in masks],
         to.of(initial[0]),
-        to.of(initial[1]) if len(initial) > 1 else None,
-        to.of(y),
-        to.of(final[0]),
-        to.of(final[1]) if len(final) > 1 else None,
+        to.of(initial[1]) if is_lstm else None,
+        _address(y),
+        _address(final[0]),
+        _address(final[1]) if is_lstm else None,
         [
-            (to.of(tape.states[0]), to.of(tape.kept[0]) if tape.kept else None)
+            (_address(tape.states[0]), _address(tape.kept[0]) if tape.kept else None)
             for tape in tapes
         ],
     )
     return y, final, tapes
+
+
+def tape_width(kernel: str, cell: Cell, hidden: int) -> int:
+    """Floats on the tape for a step and a row, beside h."""
+    return int(_native.tape_floats(kernel, _CELLS[type(cell)], 1, hidden))
 
 
 def infer(
@@ -191,17 +207,16 @@ def infer(
     first = 1 + parts
     each = len(weights[0])
     no_bias = (None, None) if each == 2 else ()
-    y = _empty(*shape[:axes], hidden)
-    final = tuple(
-        torch.empty(state_shape, dtype=torch.float32, device="cpu") for _ in initial
-    )
-    ends = [(t.data_ptr(), t.numel()) for t in final]
+    y = _empty(W, *shape[:axes], hidden)
+    final = tuple(W.new_empty(state_shape) for _ in initial)
+    ends = [_address(t) for t in final]
     try:
         _native.forward(
             choice.active(),
             torch.get_num_threads(),
             kind,
             (time, batch, inputs, hidden),
+            (None, None),
             arrays[0] if is_float else None,
             None if is_float else arrays[0],
             [
@@ -211,7 +226,7 @@ def infer(
             [],
             arrays[1],
             arrays[2] if parts == 2 else None,
-            (y.data_ptr(), y.numel()),
+            _address(y),
             ends[0],
             ends[1] if parts == 2 else None,
             [],
@@ -233,6 +248,7 @@ def backward(
     rows: Rows,
     *,
     needs_dx: bool,
+    needs_dstate: bool = True,
 ) -> tuple[Tensor | None, list[LayerGradients], State]:
     """`through_time.backward`.
 
@@ -248,33 +264,40 @@ def backward(
         truncation: as there.
         rows: as there.
         needs_dx: as there.
+        needs_dstate: whether to compute the error of the initial state.
 
     Returns:
         `dx`, the gradients of each layer with views of what follows as `dstate`, and
-        the error of the initial state, parts (layers, batch, state).
+        the error of the initial state, parts (layers, batch, state), or no parts.
     """
-    time, batch, hidden = dy.shape
-    sizes = (time, batch, hidden)
+    hidden = dy.shape[-1]
+    sizes = (rows.time, rows.batch, hidden)
     threads = torch.get_num_threads()
     cell = _CELLS[type(layers[0].cell)]
-    dstate = tuple(dy.new_zeros(len(layers), batch, hidden) for _ in dfinal)
+    dstate = tuple(
+        dy.new_zeros(len(layers), rows.batch, hidden) for _ in dfinal if needs_dstate
+    )
     results = [
         _new_gradients(layer, tuple(d[index] for d in dstate))
         for index, layer in enumerate(layers)
     ]
     from_top = range(len(layers) - 1, -1, -1)
     to = _Addresses()
+    which = to.rows(rows)
 
     dx: Tensor | None = None
-    if truncation.is_full_over(time):  # layer by layer
-        for index in from_top:
-            inputs = _input_above(tapes[index - 1], index - 1, masks) if index else x
-            dx = _empty(*inputs.shape) if needs_dx or index else None
+    passes = _passes(truncation, rows.time)
+    if passes is None or (len(layers) == 1 and _along_the_way(passes, rows)):
+        for index in from_top:  # layer by layer
+            inputs = _input_of(index, x, tapes, masks, rows)
+            dx = _empty(dy, *inputs.shape) if needs_dx or index else None
+            if dx is not None and passes is not None and passes[1] < passes[0]:
+                dx.zero_()  # where no pass comes by
             ends = [None if d is None else d[index] for d in dfinal]
             given = to.given(layers[index], tapes[index], ends, results[index])
             wanted = to.wanted(layers[index], inputs, results[index], dx)
             _native.backward(
-                kernel, threads, cell, sizes, None, to.of(dy), [given], wanted
+                kernel, threads, cell, sizes, which, passes, to.of(dy), [given], wanted
             )
             if index:
                 assert dx is not None
@@ -282,13 +305,13 @@ def backward(
         return dx, results, dstate
 
     # All layers together, pass by pass.
-    assert truncation.k1 is not None
-    assert truncation.k2 is not None
     gates = layers[0].W.shape[0]
     width = 4 * hidden if gates == 3 * hidden else gates
     # Where every step is visited by one pass alone, all of it is written.
-    fresh = _empty if truncation.k1 == truncation.k2 else dy.new_zeros
-    deltas = [fresh(time, batch, width) for _ in layers]
+    deltas = [_empty(dy, *dy.shape[:-1], width) for _ in layers]
+    if passes[0] != passes[1]:
+        for delta in deltas:
+            delta.zero_()
     stack = [
         to.given(
             layers[index],
@@ -301,27 +324,64 @@ def backward(
         )
         for index, delta in enumerate(deltas)
     ]
-    passes = (truncation.k1, truncation.k2)
-    _native.backward(kernel, threads, cell, sizes, passes, to.of(dy), stack, None)
+    _native.backward(
+        kernel, threads, cell, sizes, which, passes, to.of(dy), stack, None
+    )
     for index in from_top:
-        inputs = _input_above(tapes[index - 1], index - 1, masks) if index else x
-        dx = _empty(*inputs.shape) if needs_dx and not index else None
+        inputs = _input_of(index, x, tapes, masks, rows)
+        dx = _empty(dy, *inputs.shape) if needs_dx and not index else None
         wanted = to.wanted(layers[index], inputs, results[index], dx)
         h = to.of(tapes[index].states[0])
-        _native.gradients(kernel, threads, cell, sizes, to.of(deltas[index]), h, wanted)
+        summed = to.of(deltas[index])
+        _native.gradients(kernel, threads, cell, sizes, which, summed, h, wanted)
     return dx, results, dstate
 
 
+def _passes(truncation: Truncation, time: int) -> tuple[int, int] | None:
+    """`k1` and `k2`; None for full BPTT."""
+    if truncation.is_full_over(time):
+        return None
+    assert truncation.k1 is not None
+    assert truncation.k2 is not None
+    return truncation.k1, truncation.k2
+
+
+def _along_the_way(passes: tuple[int, int], rows: Rows) -> bool:
+    """Whether one layer's gradients may be formed from the rows of one lag at a time.
+
+    That asks that no step is visited twice and that all rows are alike; and it needs
+    rows enough for a product.
+    """
+    k1, k2 = passes
+    if rows.is_ragged or rows.resets is not None:
+        return False
+    return k2 <= k1 <= rows.time and rows.time // k1 * rows.batch >= _ROWS
+
+
+def _address(t: Tensor) -> _Array:
+    return t.data_ptr(), t.numel()
+
+
 class _Addresses:
-    """Addresses of tensors, made contiguous, that hold as long as this lives."""
+    """Addresses of tensors, of copies where they are not contiguous.
+
+    They hold as long as this and the tensors' memory live.
+    """
 
     def __init__(self) -> None:
-        self._alive: list[Tensor] = []
+        self._copies: list[Tensor] = []
 
     def of(self, t: Tensor) -> _Array:
-        t = t.contiguous()
-        self._alive.append(t)
+        if not t.is_contiguous():
+            t = t.contiguous()
+            self._copies.append(t)
         return t.data_ptr(), t.numel()
+
+    def rows(self, rows: Rows) -> tuple[_Array | None, _Array | None]:
+        return (
+            self.of(rows.offsets) if rows.is_ragged else None,
+            self.maybe(rows.resets),
+        )
 
     def maybe(self, t: Tensor | None) -> _Array | None:
         return None if t is None else self.of(t)
@@ -348,8 +408,8 @@ class _Addresses:
             self.maybe(ends[0]),
             self.maybe(ends[1]) if is_lstm else None,
             self.maybe(delta),
-            self.of(new.dstate[0]),
-            self.of(new.dstate[1]) if is_lstm else None,
+            _address(new.dstate[0]) if new.dstate else None,
+            _address(new.dstate[1]) if is_lstm and new.dstate else None,
         )
 
     def wanted(
@@ -358,38 +418,57 @@ class _Addresses:
         """A layer's gradients, and what they are made from, as `_native` takes them."""
         is_float = inputs.is_floating_point()
         return (
-            layer.U.shape[1],
+            layer.U.size(1),
             self.of(inputs) if is_float else None,
             None if is_float else self.of(inputs),
             self.of(layer.U),
-            self.of(new.dU),
-            self.of(new.dW),
-            self.maybe(new.db_ih),
-            self.maybe(new.db_hh),
-            self.maybe(dx),
+            _address(new.dU),
+            _address(new.dW),
+            None if new.db_ih is None else _address(new.db_ih),
+            None if new.db_hh is None else _address(new.db_hh),
+            None if dx is None else _address(dx),
         )
 
 
 def _new_gradients(layer: Layer, dstate: State) -> LayerGradients:
     """Memory for a layer's gradients."""
-    gates = layer.W.shape[0]
     return LayerGradients(
-        dU=_empty(*layer.U.shape),
-        dW=_empty(*layer.W.shape),
-        db_ih=None if layer.b_ih is None else _empty(gates),
-        db_hh=None if layer.b_hh is None else _empty(gates),
+        dU=_empty_like(layer.U),
+        dW=_empty_like(layer.W),
+        db_ih=None if layer.b_ih is None else _empty_like(layer.b_ih),
+        db_hh=None if layer.b_hh is None else _empty_like(layer.b_hh),
         dstate=dstate,
     )
 
 
-def _empty(*shape: int) -> Tensor:
-    """Uninitialised float32 on the CPU; if large, from memory that is used again."""
+def _empty_like(t: Tensor) -> Tensor:
+    """As `_empty`, of the shape of `t`, contiguous."""
+    if t.numel() < _LARGE and t.is_contiguous():
+        return torch.empty_like(t)
+    return _empty(t, *t.size())
+
+
+def _empty(like: Tensor, *shape: int) -> Tensor:
+    """Uninitialised float32 on the CPU, as `like` is; if large, from memory that is
+    used again.
+    """
     elements = math.prod(shape)
-    if elements < _LARGE:
-        return torch.empty(shape, dtype=torch.float32, device="cpu")
+    if elements < _LARGE:  # at half of what `torch.empty` with a dtype costs
+        return like.new_empty(shape)
     return _native.empty(elements).view(shape)
 
 
-def _input_above(tape: Tape, index: int, masks: Sequence[Tensor]) -> Tensor:
-    y = tape.states[0][1:]
-    return y * masks[index] if masks else y
+def _input_of(
+    index: int,
+    x: Tensor,
+    tapes: Sequence[Tape],
+    masks: Sequence[Tensor],
+    rows: Rows,
+) -> Tensor:
+    """What layer `index` has read, shaped as the steps of `x` are."""
+    if not index:
+        return x
+    below = tapes[index - 1].states[0][rows.batch :]
+    if not rows.is_ragged:
+        below = below.view(rows.time, rows.batch, -1)
+    return below * masks[index - 1] if masks else below

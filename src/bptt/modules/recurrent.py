@@ -9,6 +9,7 @@ from bptt import autograd, own_cells
 from bptt.cells import Cell, GRUCell, LSTMCell, ReLUCell, TanhCell
 from bptt.cells.contract import HasInitialState
 from bptt.cells.nest import Leaves, Nest, flatten
+from bptt.memory import Budget, Costs, segment_steps
 from bptt.modules.arrangement import Arrangement, arrange
 from bptt.through_time import Layer
 from bptt.truncation import Truncation
@@ -24,7 +25,7 @@ class Recurrent(torch.nn.Module):
     (batch, ...), the state a tensor or nested tuples of tensors (batch, ...). It must
     treat the rows of a batch independently, and its result may depend on nothing but
     its arguments, its parameters and the global random numbers. Then everything that
-    `bptt.LSTM` does works for it: truncations, ragged rows, resets.
+    `bptt.LSTM` does works for it: truncations, ragged rows, resets, a memory budget.
 
     Under full BPTT (and a truncation that cuts nothing) the steps run under autograd,
     so anything goes that autograd can do. Under a truncation that cuts, gradients go to
@@ -42,10 +43,14 @@ class Recurrent(torch.nn.Module):
         cell: the cell; a submodule named `cell`.
         truncation: which errors go how far back; None is full BPTT over the given
             sequence.
-        memory_budget: not supported yet.
+        memory_budget: bytes, or a str as "512MB", for what is kept for the backward
+            pass beside inputs, parameters and outputs, as one step of the cell shows
+            it; segments of steps are run again, with the same random numbers. None
+            keeps all.
 
     Raises:
         TypeError: `cell` is not a module, or `truncation` not a `bptt.Truncation`.
+        ValueError: `memory_budget` is no size.
 
     >>> from bptt import Truncation
     >>> cell = torch.nn.GRUCell(10, 20)
@@ -135,10 +140,18 @@ class Recurrent(torch.nn.Module):
         self, batch: Arrangement, initial: Leaves, nest: Nest
     ) -> tuple[Tensor, Leaves]:
         truncation = Truncation.full() if self.truncation is None else self.truncation
+        budget = (
+            None if self.memory_budget is None else Budget.parse(self.memory_budget)
+        )
         engine_cell = _engine_cell(self.cell)
         if engine_cell is not None:
             return _run_in_engine(
-                engine_cell, self.cell, batch, initial, nest, truncation
+                engine_cell, self.cell, batch, initial, nest, truncation, budget
+            )
+        segment_steps = None
+        if budget is not None and torch.is_grad_enabled():
+            segment_steps = self._segment_steps(
+                batch, initial, nest, truncation, budget
             )
         return own_cells.run(
             self.cell,
@@ -147,12 +160,32 @@ class Recurrent(torch.nn.Module):
             initial,
             truncation,
             batch.rows,
-            segment_steps=self._segment_steps(),
+            segment_steps=segment_steps,
         )
 
-    def _segment_steps(self) -> int | None:
-        """The place where a budget becomes steps: see `own_cells.kept_bytes`."""
-        return None
+    def _segment_steps(
+        self,
+        batch: Arrangement,
+        initial: Leaves,
+        nest: Nest,
+        truncation: Truncation,
+        budget: Budget,
+    ) -> int | None:
+        """How many steps are run again at a time; None if all can be kept."""
+        rows, time = batch.rows, batch.rows.time
+        first = batch.x[: rows.batch] if rows.is_ragged else batch.x[0]
+        if not rows.batch:
+            return None
+        kept = own_cells.kept_bytes(self.cell, nest, first, initial)
+        fixed = 2 * kept.state
+        step = kept.graph + kept.output + 2 * (kept.state + kept.projected)
+        if not truncation.is_full_over(time):  # the passes' errors
+            assert truncation.k1 is not None
+            assert truncation.k2 is not None
+            fixed += 2 * kept.state * (min(truncation.k2, time) // truncation.k1 + 1)
+        costs = Costs(step_bytes=step, state_bytes=kept.state, fixed_bytes=fixed)
+        steps = segment_steps(time, costs, budget)
+        return None if steps >= time else steps
 
     def _initial(self, state: Any, input: Tensor) -> tuple[Leaves, Nest]:
         batch = input.shape[1]
@@ -194,10 +227,7 @@ class Recurrent(torch.nn.Module):
                 f"{self.truncation!r}"
             )
         if self.memory_budget is not None:
-            raise NotImplementedError(
-                f"{_NAME}: memory_budget is not supported yet; got "
-                f"{self.memory_budget!r}, leave it None"
-            )
+            Budget.parse(self.memory_budget)
         is_cell = isinstance(self.cell, torch.nn.RNNCellBase)
         if is_cell and _engine_cell(self.cell) is None:
             raise TypeError(
@@ -225,6 +255,7 @@ def _run_in_engine(
     initial: Leaves,
     nest: Nest,
     truncation: Truncation,
+    budget: Budget | None,
 ) -> tuple[Tensor, Leaves]:
     """One of torch.nn's cells, as a layer of the engine."""
     x, weight = batch.x, cell.weight_hh
@@ -237,7 +268,7 @@ def _run_in_engine(
         )
     axes = 2 if batch.rows.is_ragged else 3
     if not x.is_floating_point() or x.dim() != axes or x.shape[-1] != cell.input_size:
-        given = f"of shape {(batch.time, batch.rows.batch, *x.shape[axes - 1 :])}"
+        given = f"of shape {(batch.rows.time, batch.rows.batch, *x.shape[axes - 1 :])}"
         raise ValueError(
             f"{_NAME}: input for {name} must be floats (time, batch, "
             f"{cell.input_size}); got {x.dtype} {given}"
@@ -254,7 +285,7 @@ def _run_in_engine(
     # Under autocast the recurrence stays in the precision of its weights.
     with torch.autocast(x.device.type, enabled=False):
         run = autograd.eager(autograd.run)
-        y, final = run([layer], x, state, [], truncation, batch.rows)
+        y, final = run([layer], x, state, [], truncation, batch.rows, budget)
     return y, tuple(part.squeeze(0) for part in final)
 
 

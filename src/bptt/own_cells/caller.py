@@ -16,13 +16,14 @@ from bptt.cells.nest import Leaves, Nest, flatten
 class _Step(torch.nn.Module):
     """The step of a cell as a module, so that its parameters can be replaced."""
 
-    def __init__(self, cell: torch.nn.Module) -> None:
+    def __init__(self, cell: torch.nn.Module, *, whole: bool) -> None:
         super().__init__()
         self.cell = cell
+        self.whole = whole
 
     def forward(self, x: Tensor, state: Any) -> Any:
         """`step` of what was projected already, or the whole cell."""
-        if isinstance(self.cell, SplitCell):
+        if isinstance(self.cell, SplitCell) and not self.whole:
             return self.cell.step(x, state)
         return self.cell(x, state)
 
@@ -32,22 +33,25 @@ class Caller:
     """Calls a cell with a state's leaves, and holds its answer to the contract.
 
     Attributes:
-        cell: the cell; of a `SplitCell` the part after `project`.
+        cell: the cell.
         nest: how the cell has its state.
         replaced: tensors for some of the cell's parameters, by name.
+        whole: whether to call all of a `SplitCell`, not the part after `project`.
     """
 
     cell: torch.nn.Module
     nest: Nest
     replaced: Mapping[str, Tensor] | None = None
+    whole: bool = False
 
     def __call__(self, x: Tensor, leaves: Leaves) -> tuple[Tensor, Leaves]:
         """One step of any rows."""
         state = self.nest.state(leaves)
         if self.replaced is not None:
             tensors = {f"cell.{name}": t for name, t in self.replaced.items()}
-            found = functional_call(_Step(self.cell), tensors, (x, state))
-        elif isinstance(self.cell, SplitCell):
+            step = _Step(self.cell, whole=self.whole)
+            found = functional_call(step, tensors, (x, state))
+        elif isinstance(self.cell, SplitCell) and not self.whole:
             found = self.cell.step(x, state)
         else:
             found = self.cell(x, state)
@@ -88,7 +92,7 @@ class Caller:
         now = self.parameters()
         if all(now.get(name) is tensor for name, tensor in parameters.items()):
             return self
-        return Caller(self.cell, self.nest, parameters)
+        return Caller(self.cell, self.nest, parameters, self.whole)
 
 
 def is_differentiable(t: Tensor) -> bool:

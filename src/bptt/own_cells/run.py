@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bptt.autograd import eager, inside_transform
-from bptt.cells.contract import DifferentiableCell
+from bptt.cells.contract import DifferentiableCell, SplitCell
 from bptt.cells.nest import Leaves, Nest
 from bptt.own_cells import cut, derived, plain
 from bptt.own_cells.caller import Autocast, Caller
@@ -88,8 +88,11 @@ def run(
         return way(plan, gx, initial)
     if full or not differentiated:
         return plain.run(caller, x, initial, pace, segment_steps)
+    if segment_steps is None:
+        gx = plain.projected(cell, x, ragged=pace.ragged)
+    else:  # what all steps are projected to would be kept
+        gx, caller = x, Caller(cell, nest, whole=True)
     names = tuple(caller.parameters())
-    gx = plain.projected(cell, x, ragged=pace.ragged)
     return cut.run(
         cut.Plan(caller, truncation, rows, pace, names, segment_steps, observe),
         gx,
@@ -104,10 +107,14 @@ class KeptBytes:
     Attributes:
         state: bytes of the state's leaves: what keeping a state costs.
         graph: bytes that the graph of one step keeps, beside parameters.
+        projected: bytes of what a split cell makes of the step's input.
+        output: bytes of the step's output.
     """
 
     state: int
     graph: int
+    projected: int
+    output: int
 
 
 def kept_bytes(
@@ -142,11 +149,12 @@ def kept_bytes(
     ):
         one = x.detach().clone().unsqueeze(0)
         gx = plain.projected(cell, one, ragged=False)[0]
-        result = caller(gx, leaves)
+        y, _ = caller(gx, leaves)
     for parameter in cell.parameters():
         found.pop(parameter.untyped_storage().data_ptr(), None)
-    del result
     return KeptBytes(
-        state=sum(leaf.numel() * leaf.element_size() for leaf in initial),
+        state=sum(leaf.nbytes for leaf in initial),
         graph=sum(found.values()),
+        projected=gx.nbytes if isinstance(cell, SplitCell) else 0,
+        output=y.nbytes,
     )
