@@ -1,7 +1,9 @@
 """The LSTM with layer normalisation of its pre-activations and of its cell."""
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor
+from torch import Tensor, ops
 
 from bptt.cells.base import Kept, State, StepTape
 from bptt.cells.contract import Deltas, DifferentiableCell
@@ -50,30 +52,32 @@ class LayerNormLSTM(DifferentiableCell):
     def advance(
         self, gx: Tensor, state: State, weights: tuple[Tensor, ...]
     ) -> tuple[State, Kept]:
-        """`h, c`, keeping the gates and both normalised vectors with their scales."""
+        """`h, c`, keeping the gates, `W h` and the statistics of both norms."""
         (h, c), (W, gain, cell_gain, cell_bias) = state, weights
         H = h.shape[-1]
-        normal, scale = self._normalised(h @ W.t())
-        z = torch.addcmul(gx, gain, normal)
+        product = h @ W.t()
+        normal, *of_product = torch.native_layer_norm(
+            product, [4 * H], gain, None, self.eps
+        )
+        z = gx + normal
         i_f = z[..., : 2 * H].sigmoid()
         g = z[..., 2 * H : 3 * H].tanh()
         o = z[..., 3 * H :].sigmoid()
         c = torch.addcmul(i_f[..., H:] * c, i_f[..., :H], g)
-        cell, cell_scale = self._normalised(c)
-        tanh_c = torch.addcmul(cell_bias, cell_gain, cell).tanh()
-        kept = (i_f, g, o, tanh_c, normal, scale, cell, cell_scale)
-        return (o * tanh_c, c), kept
+        cell, *of_cell = torch.native_layer_norm(c, [H], cell_gain, cell_bias, self.eps)
+        tanh_c = cell.tanh()
+        return (o * tanh_c, c), (i_f, g, o, tanh_c, product, *of_product, *of_cell)
 
     def vjp_state(
         self, ds: State, tape: StepTape, weights: tuple[Tensor, ...]
     ) -> tuple[Deltas, State]:
         """As that of the LSTM, with the two normalisations on the way."""
         (dh, dc), (W, gain, cell_gain, _) = ds, weights
-        i_f, g, o, tanh_c, normal, scale, cell, cell_scale = tape.kept
+        i_f, g, o, tanh_c, product, *statistics = tape.kept
         H = dh.shape[-1]
         i, f = i_f[..., :H], i_f[..., H:]
         dcell = before_tanh(dh * o, tanh_c)
-        dc = dc + _before_norm(dcell * cell_gain, cell, cell_scale)
+        dc = dc + _before_norm(dcell, tape.after[1], statistics[2:], cell_gain)[0]
         delta = torch.cat(
             (
                 before_sigmoid(dc * g, i),
@@ -83,31 +87,30 @@ class LayerNormLSTM(DifferentiableCell):
             ),
             dim=-1,
         )
-        return (delta, dcell), (_before_norm(delta * gain, normal, scale) @ W, dc * f)
+        dproduct, _ = _before_norm(delta, product, statistics[:2], gain)
+        return (delta, dcell), (dproduct @ W, dc * f)
 
     def vjp_weights(
         self, deltas: Deltas, tape: StepTape, weights: tuple[Tensor, ...]
     ) -> tuple[Tensor, ...]:
         """The cell's gain and bias act behind the gates, so they have a delta."""
-        delta, dcell = deltas
-        _, _, _, _, normal, scale, cell, _ = tape.kept
-        product = _before_norm(delta * weights[1], normal, scale)
-        return (
-            product.t() @ tape.before[0],
-            (delta * normal).sum(0),
-            (dcell * cell).sum(0),
-            dcell.sum(0),
-        )
-
-    def _normalised(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """`(z - mean) / sqrt(variance + eps)`, and one over that root."""
-        # Not torch.native_layer_norm: autograd does not follow the scale it returns.
-        variance, mean = torch.var_mean(z, -1, correction=0, keepdim=True)
-        scale = torch.rsqrt(variance + self.eps)
-        return (z - mean) * scale, scale
+        (delta, dcell), (_, gain, cell_gain, _) = deltas, weights
+        _, _, _, _, product, *statistics = tape.kept
+        dproduct, dgain = _before_norm(delta, product, statistics[:2], gain)
+        _, dcell_gain = _before_norm(dcell, tape.after[1], statistics[2:], cell_gain)
+        return dproduct.t() @ tape.before[0], dgain, dcell_gain, dcell.sum(0)
 
 
-def _before_norm(d: Tensor, normal: Tensor, scale: Tensor) -> Tensor:
-    """The error before a normalisation from that behind it."""
-    along = (d * normal).mean(-1, keepdim=True)
-    return (d - d.mean(-1, keepdim=True) - normal * along) * scale
+def _before_norm(
+    d: Tensor, z: Tensor, statistics: Sequence[Tensor], gain: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The errors of `z` and of the gain from that of `LN(z)`.
+
+    As PyTorch computes them; it takes the statistics for functions of `z`, so this can
+    be differentiated again.
+    """
+    mean, scale = (t.contiguous() for t in statistics)  # their strides are not read
+    dz, dgain, _ = ops.aten.native_layer_norm_backward.default(
+        d, z, gain.shape, mean, scale, gain, None, [True, True, False]
+    )
+    return dz, dgain
