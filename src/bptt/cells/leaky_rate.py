@@ -65,7 +65,7 @@ class LeakyRate(DifferentiableCell):
         """`h_t`, keeping the rates `r = tanh(gx_t + W h_{t-1})`."""
         (h,) = state
         r = torch.addmm(gx, h, weights[0].t()).tanh()
-        return (torch.lerp(h, r, self.a),), (r,)
+        return (torch.add(h, r - h, alpha=self.a),), (r,)
 
     def vjp_state(
         self, ds: State, tape: StepTape, weights: tuple[Tensor, ...]

@@ -21,6 +21,9 @@ class LinearRecurrence(DifferentiableCell):
         least: decays are drawn so that `a` is uniform between `least` and `most`.
         most: see `least`.
 
+    Raises:
+        ValueError: not `0 < least <= most < 1`.
+
     >>> cell = LinearRecurrence(3, 4)
     >>> y, s = cell(torch.randn(2, 3), cell.initial_state(2))
     """
@@ -35,6 +38,11 @@ class LinearRecurrence(DifferentiableCell):
         most: float = 0.99,
     ) -> None:
         super().__init__()
+        if not 0 < least <= most < 1:
+            raise ValueError(
+                "least and most must be decays, 0 < least <= most < 1; got "
+                f"{least} and {most}"
+            )
         self.input = torch.nn.Linear(input_size, hidden_size, bias)
         a = torch.empty(hidden_size).uniform_(least, most)
         self.nu = torch.nn.Parameter(a.log().neg().log())

@@ -49,7 +49,7 @@ class MinimalGatedUnit(DifferentiableCell):
         H = h.shape[-1]
         f = torch.addmm(gx[..., :H], h, W_f.t()).sigmoid()
         n = torch.addmm(gx[..., H:], f * h, W_n.t()).tanh()
-        return (torch.lerp(h, n, f),), (f, n)
+        return (torch.addcmul(h, f, n - h),), (f, n)
 
     def vjp_state(
         self, ds: State, tape: StepTape, weights: tuple[Tensor, ...]

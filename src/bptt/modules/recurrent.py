@@ -268,7 +268,7 @@ def _run_in_engine(
         )
     axes = 2 if batch.rows.is_ragged else 3
     if not x.is_floating_point() or x.dim() != axes or x.shape[-1] != cell.input_size:
-        given = f"of shape {(batch.time, batch.rows.batch, *x.shape[axes - 1 :])}"
+        given = f"of shape {(batch.rows.time, batch.rows.batch, *x.shape[axes - 1 :])}"
         raise ValueError(
             f"{_NAME}: input for {name} must be floats (time, batch, "
             f"{cell.input_size}); got {x.dtype} {given}"

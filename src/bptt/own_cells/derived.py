@@ -17,7 +17,7 @@ from bptt.cells.base import Kept, State, StepTape
 from bptt.cells.contract import Deltas, DifferentiableCell
 from bptt.cells.nest import Leaves
 from bptt.own_cells.scan import Pace, scan
-from bptt.own_cells.sweep import Observe, Place, sweep
+from bptt.own_cells.sweep import Observe, Place, Visitor, sweep
 from bptt.rows import Rows
 from bptt.truncation import Lag, Truncation
 
@@ -115,7 +115,7 @@ def _scan(
     return _Tape(before, after, sequences(kept)), final
 
 
-class _Visitor:
+class _Visitor(Visitor):
     """Hands the errors to the cell, and sums its deltas per step."""
 
     def __init__(self, plan: Plan, tape: _Tape, weights: tuple[Tensor, ...]) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bptt.cells.nest import Leaves
 from bptt.own_cells.caller import Autocast, Caller, is_differentiable
-from bptt.own_cells.sweep import Place
+from bptt.own_cells.sweep import Place, Visitor
 from bptt.truncation import Lag
 
 
@@ -35,7 +35,7 @@ class _Steps:
     sums: list[Tensor | None]
 
 
-class Merged:
+class Merged(Visitor):
     """A visitor that runs the cell again where the passes stand.
 
     At lags `k1` apart the passes stand at the same steps, but for those that have gone,

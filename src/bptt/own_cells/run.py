@@ -64,14 +64,23 @@ def run(
             "differentiation, which differentiate the whole sequence; set the module's "
             "truncation to None there"
         )
+    if isinstance(cell, DifferentiableCell) and Autocast.now(x.device).enabled:
+        # The recurrence stays in the precision of its state.
+        with torch.autocast(x.device.type, enabled=False):
+            return run(
+                cell,
+                nest,
+                x.to(initial[0].dtype) if x.is_floating_point() else x,
+                initial,
+                truncation,
+                rows,
+                segment_steps=segment_steps,
+                observe=observe,
+            )
     pace = Pace.of(rows, x.device)
     caller = Caller(cell, nest)
     differentiated = torch.is_grad_enabled() and not transformed
-    if (
-        isinstance(cell, DifferentiableCell)
-        and segment_steps is None
-        and not Autocast.now(x.device).enabled
-    ):
+    if isinstance(cell, DifferentiableCell) and segment_steps is None:
         weights = len(cell.weights())
         plan = derived.Plan(cell, truncation, rows, pace, weights, observe)
         gx = plain.projected(cell, x, ragged=pace.ragged)

@@ -4,10 +4,10 @@ This is the loop of `through_time`, for states of any shape. What one lag does t
 errors is left to a *visitor*: the derivative that a cell brings, or autograd.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -76,10 +76,10 @@ class Place:
         return starts[self._padded // batch] + self._padded % batch
 
 
-@runtime_checkable
-class Visitor(Protocol):
+class Visitor(ABC):
     """Takes the errors of all running passes through the steps where they stand."""
 
+    @abstractmethod
     def visit(self, lag: Lag, place: Place, dy: Tensor | None, ds: Leaves) -> Leaves:
         """Errors of the outputs (None: none) and of the state after the step, of rows
         that have it -> those of the state before it, as the cell read it.
