@@ -5,6 +5,7 @@ from torch import Tensor
 
 from bptt.cells.base import Kept, State, StepTape
 from bptt.cells.contract import Deltas, DifferentiableCell
+from bptt.cells.slopes import before_sigmoid, before_tanh
 
 
 class LayerNormLSTM(DifferentiableCell):
@@ -71,14 +72,14 @@ class LayerNormLSTM(DifferentiableCell):
         i_f, g, o, tanh_c, normal, scale, cell, cell_scale = tape.kept
         H = dh.shape[-1]
         i, f = i_f[..., :H], i_f[..., H:]
-        dcell = dh * o * (1 - tanh_c * tanh_c)
+        dcell = before_tanh(dh * o, tanh_c)
         dc = dc + _before_norm(dcell * cell_gain, cell, cell_scale)
         delta = torch.cat(
             (
-                dc * g * (i * (1 - i)),
-                dc * tape.before[1] * (f * (1 - f)),
-                dc * i * (1 - g * g),
-                dh * tanh_c * (o * (1 - o)),
+                before_sigmoid(dc * g, i),
+                before_sigmoid(dc * tape.before[1], f),
+                before_tanh(dc * i, g),
+                before_sigmoid(dh * tanh_c, o),
             ),
             dim=-1,
         )
@@ -100,6 +101,7 @@ class LayerNormLSTM(DifferentiableCell):
 
     def _normalised(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """`(z - mean) / sqrt(variance + eps)`, and one over that root."""
+        # Not torch.native_layer_norm: autograd does not follow the scale it returns.
         variance, mean = torch.var_mean(z, -1, correction=0, keepdim=True)
         scale = torch.rsqrt(variance + self.eps)
         return (z - mean) * scale, scale

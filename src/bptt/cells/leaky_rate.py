@@ -5,6 +5,7 @@ from torch import Tensor
 
 from bptt.cells.base import Kept, State, StepTape
 from bptt.cells.contract import Deltas, DifferentiableCell
+from bptt.cells.slopes import before_tanh
 
 
 class LeakyRate(DifferentiableCell):
@@ -72,7 +73,7 @@ class LeakyRate(DifferentiableCell):
     ) -> tuple[Deltas, State]:
         """`delta_t = a (1 - r^2) dh_t`, `dh_{t-1} = (1 - a) dh_t + W^T delta_t`."""
         (dh,), (r,) = ds, tape.kept
-        delta = torch.addcmul(dh, dh * r, r, value=-1) * self.a
+        delta = before_tanh(dh, r) * self.a
         return (delta,), (torch.add(delta @ weights[0], dh, alpha=1 - self.a),)
 
     def vjp_weights(

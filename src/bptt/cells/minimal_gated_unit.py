@@ -5,6 +5,7 @@ from torch import Tensor
 
 from bptt.cells.base import Kept, State, StepTape
 from bptt.cells.contract import Deltas, DifferentiableCell
+from bptt.cells.slopes import before_sigmoid, before_tanh
 
 
 class MinimalGatedUnit(DifferentiableCell):
@@ -58,9 +59,9 @@ class MinimalGatedUnit(DifferentiableCell):
         (dh,), (h,), (f, n) = ds, tape.before, tape.kept
         W_f, W_n = weights
         df_n = dh * f
-        delta_n = torch.addcmul(df_n, df_n * n, n, value=-1)
+        delta_n = before_tanh(df_n, n)
         through_n = delta_n @ W_n  # the error of f * h
-        delta_f = torch.addcmul(through_n * h, dh, n - h) * (f * (1 - f))
+        delta_f = before_sigmoid(torch.addcmul(through_n * h, dh, n - h), f)
         before = torch.addcmul(dh - df_n, through_n, f) + delta_f @ W_f
         return (torch.cat((delta_f, delta_n), dim=-1),), (before,)
 

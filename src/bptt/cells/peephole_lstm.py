@@ -5,6 +5,7 @@ from torch import Tensor
 
 from bptt.cells.base import Kept, State, StepTape
 from bptt.cells.contract import Deltas, DifferentiableCell
+from bptt.cells.slopes import before_sigmoid, before_tanh
 
 
 class PeepholeLSTM(DifferentiableCell):
@@ -69,12 +70,10 @@ class PeepholeLSTM(DifferentiableCell):
         i_f, g, o, tanh_c = tape.kept
         H = dh.shape[-1]
         i, f = i_f[..., :H], i_f[..., H:]
-        d_o = dh * tanh_c * (o * (1 - o))
-        dc = torch.addcmul(dc, dh * o, 1 - tanh_c * tanh_c)
-        dc = torch.addcmul(dc, d_o, p[2])
-        d_i = dc * g * (i * (1 - i))
-        d_f = dc * tape.before[1] * (f * (1 - f))
-        delta = torch.cat((d_i, d_f, dc * i * (1 - g * g), d_o), dim=-1)
+        d_o = before_sigmoid(dh * tanh_c, o)
+        dc = torch.addcmul(dc + before_tanh(dh * o, tanh_c), d_o, p[2])
+        d_i, d_f = before_sigmoid(dc * g, i), before_sigmoid(dc * tape.before[1], f)
+        delta = torch.cat((d_i, d_f, before_tanh(dc * i, g), d_o), dim=-1)
         dc = torch.addcmul(torch.addcmul(dc * f, d_i, p[0]), d_f, p[1])
         return (delta,), (delta @ W, dc)
 

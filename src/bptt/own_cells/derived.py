@@ -49,6 +49,18 @@ class _Tape:
             kept=tuple(map(place.take, self.kept)),
         )
 
+    def each(self, pace: Pace) -> list[StepTape]:
+        """Every step alone, with a pass as first axis unless rows are ragged."""
+        sizes: int | list[int] = pace.sizes if pace.ragged else 1
+
+        def steps(parts: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
+            if not parts:
+                return [()] * len(pace.sizes)
+            return list(zip(*(torch.split(p, sizes) for p in parts), strict=True))
+
+        found = zip(*map(steps, (self.before, self.after, self.kept)), strict=True)
+        return [StepTape(*parts) for parts in found]
+
     def whole(self, ragged: bool) -> StepTape:
         """All rows as one axis."""
 
@@ -116,21 +128,32 @@ def _scan(
 
 
 class _Visitor(Visitor):
-    """Hands the errors to the cell, and sums its deltas per step."""
+    """Hands the errors to the cell, and sums its deltas per step.
 
-    def __init__(self, plan: Plan, tape: _Tape, weights: tuple[Tensor, ...]) -> None:
+    One pass visits each step once, from the last to the first: then nothing is summed,
+    and the steps' tapes are made views in one go.
+    """
+
+    def __init__(
+        self, plan: Plan, tape: _Tape, weights: tuple[Tensor, ...], *, single: bool
+    ) -> None:
         self._plan = plan
         self._tape = tape
         self._weights = weights
+        self._to_come = tape.each(plan.pace) if single else None
+        self._visited: list[Deltas] = []
         self._sums: Deltas | None = None
 
     def visit(self, lag: Lag, place: Place, dy: Tensor | None, ds: Leaves) -> Leaves:
         """One lag."""
         if dy is not None:
             ds = (ds[0] + dy, *ds[1:])
-        deltas, before = self._plan.cell.vjp_state(
-            ds, self._tape.at(place), self._weights
-        )
+        cell = self._plan.cell
+        if self._to_come is not None:
+            deltas, before = cell.vjp_state(ds, self._to_come.pop(), self._weights)
+            self._visited.append(deltas)
+            return before
+        deltas, before = cell.vjp_state(ds, self._tape.at(place), self._weights)
         if self._sums is None:
             leading = self._tape.before[0].shape[: 1 if self._plan.pace.ragged else 2]
             axes = ds[0].dim() - 1
@@ -142,6 +165,8 @@ class _Visitor(Visitor):
     def gradients(self, like: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The errors of `gx` and of the weights."""
         sums = self._sums
+        if self._visited:
+            sums = tuple(map(torch.cat, zip(*self._visited[::-1], strict=True)))
         if sums is None:  # no pass visits any step
             return torch.zeros_like(like), tuple(map(torch.zeros_like, self._weights))
         if not self._weights:
@@ -188,7 +213,7 @@ class _Derived(torch.autograd.Function):
         time = plan.rows.time
         full = plan.truncation.is_full_over(time)
         truncation = Truncation.full() if full else plan.truncation
-        visitor = _Visitor(plan, tape, weights)
+        visitor = _Visitor(plan, tape, weights, single=full)
         dstart = sweep(
             visitor, list(truncation.lags(time)), plan.rows, dy, ends, plan.observe
         )
