@@ -13,8 +13,8 @@ from a fixed gradient of the outputs. Parts:
   truncation of that reach and not the same gradient.
 - "generic": the same cell seen only as `(x, state) -> (y, state)`, so that Recurrent
   knows neither its split nor its derivative.
-- "first call": seconds that Recurrent's first training step takes at 1024 steps, against
-  its later ones: nothing is compiled.
+- "first call": seconds that Recurrent's first training step takes at 1024 steps,
+  against its later ones: nothing is compiled.
 """
 
 import argparse

@@ -46,7 +46,7 @@ class Budget:
     widest_input: int = 0
 
     @classmethod
-    def parse(cls, given: int | str) -> "Budget":
+    def parse(cls, given: object) -> "Budget":
         """Bytes, or a number with a unit in upper or lower case.
 
         Raises:
@@ -192,9 +192,12 @@ def plan(time: int, truncation: Truncation, costs: Costs, budget: Budget) -> Pla
             if units:
                 return _plan(time, truncation, division, units, levels, costs, budget)
     least = min(
-        _least(division, levels, costs, budget.runs)
-        for levels in range(1, _most_levels(time) + 1)
-        for division in divisions
+        time * costs.step_bytes,  # one block: for several runs, one at a time
+        *(
+            _least(division, levels, costs, budget.runs)
+            for levels in range(1, _most_levels(time) + 1)
+            for division in divisions
+        ),
     )
     raise ValueError(
         f"memory_budget={budget.given!r} cannot be met: the backward pass over {time} "

@@ -90,7 +90,8 @@ struct Backward {
   const BackwardLayer* layer;  // bottom first
   // For one layer, if no step is visited by two passes (k2 <= k1 <= time): its
   // gradients, formed along the way from deltas that are still in the cache (under a
-  // truncation for rows that are all alike); the layer's `delta` is null then, and `dx` is written where a pass comes by. Else null.
+  // truncation for rows that are all alike); the layer's `delta` is null then, and `dx`
+  // is written where a pass comes by. Else null.
   const Gradients* gradients;
 };
 

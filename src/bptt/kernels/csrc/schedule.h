@@ -76,8 +76,6 @@ inline double cut_by_work(Division& division, const Steps& s) {
       next = steps_of_block(s, block);
       if ((done + next / 2) * division.row_parts >= all * (i + 1)) break;
     }
-    if (i + 1 == division.row_parts)
-      for (; block < blocks; ++block) done += steps_of_block(s, block);
     division.cuts[i + 1] = min(block * kRows, s.batch);
     most = max(most, done - from);
   }
