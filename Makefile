@@ -18,24 +18,24 @@ test: $(INSTALLED_DEV)
 	$(BIN)/pytest
 
 check: $(INSTALLED_DEV)
-	$(BIN)/ruff format --check src tests benchmarks
-	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks examples
+	$(BIN)/ruff check src tests benchmarks examples
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-# The kernels in a C++ program, under the address, undefined-behaviour and thread
-# sanitizers.
+# The kernels and their memory in C++ programs, under the address, undefined-behaviour
+# and thread sanitizers.
 sanitize:
 	for kind in address,undefined thread; do \
 	  cmake -S . -B build/$$kind -DBPTT_TESTS=ON -DCMAKE_BUILD_TYPE=Debug \
 	    -DCMAKE_CXX_FLAGS="-O1 -g -fsanitize=$$kind -fno-sanitize-recover=all" && \
 	  cmake --build build/$$kind --parallel 2 && \
-	  build/$$kind/test_kernels || exit 1; \
+	  build/$$kind/test_blocks && build/$$kind/test_kernels || exit 1; \
 	done
 
 format: $(INSTALLED_DEV)
-	$(BIN)/ruff format src tests benchmarks
-	$(BIN)/ruff check --fix src tests benchmarks
+	$(BIN)/ruff format src tests benchmarks examples
+	$(BIN)/ruff check --fix src tests benchmarks examples
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

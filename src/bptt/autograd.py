@@ -94,9 +94,7 @@ def run(
     plain = [mask for mask in masks if isinstance(mask, Tensor)]
     kernel = (
         choice.active()
-        if native.applies(layers, x, (*plain, *tensors))
-        and rows.batch_sizes is None
-        and rows.resets is None
+        if native.applies(layers, x, (*plain, *tensors), rows)
         else choice.TORCH
     )
     if torch.is_grad_enabled() and (
@@ -221,7 +219,11 @@ class _ThroughTime(torch.autograd.Function):
             or any(map(_is_batched, (dy, *dfinal)))
         )
         is_native = plan.kernel != choice.TORCH
-        applies = is_native and is_plain and native.applies(layers, x, (dy, *dfinal))
+        applies = (
+            is_native
+            and is_plain
+            and native.applies(layers, x, (dy, *dfinal), plan.rows)
+        )
         if plan.division is not None and is_plain:
             kernel = plan.kernel if applies else choice.TORCH
             again = recompute.Recomputation(

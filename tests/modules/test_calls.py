@@ -153,8 +153,8 @@ def test_projections_run_in_torch_nn():
     assert_same(*found)
     module.truncation = Truncation.full()
     assert_same(outputs(module, x), outputs(reference, x))
-    module.truncation = CUT
-    with pytest.raises(NotImplementedError, match=r"proj_size.*full BPTT only.*k1=2"):
+    module.memory_budget = "1GB"
+    with pytest.raises(NotImplementedError, match=r"proj_size keeps all.*1GB"):
         module(x)
 
 

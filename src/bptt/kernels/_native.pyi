@@ -3,6 +3,7 @@
 from torch import Tensor
 
 _Array = tuple[int, int]
+_Rows = tuple[_Array | None, _Array | None]  # offsets, resets
 _Layer = tuple[
     _Array,  # W
     _Array | None,  # U
@@ -29,12 +30,13 @@ _Gradients = tuple[
 
 def variants() -> list[str]: ...
 def empty(elements: int) -> Tensor: ...
-def tape_floats(name: str, cell: int, sizes: tuple[int, int, int]) -> int: ...
+def tape_floats(name: str, cell: int, rows: int, hidden: int) -> int: ...
 def forward(
     name: str,
     threads: int,
     cell: int,
     sizes: tuple[int, int, int, int],
+    rows: _Rows,
     x: _Array | None,
     ids: _Array | None,
     weights: list[tuple[_Array, _Array, _Array | None, _Array | None]],
@@ -51,6 +53,7 @@ def backward(
     threads: int,
     cell: int,
     sizes: tuple[int, int, int],
+    rows: _Rows,
     truncation: tuple[int, int] | None,
     dy: _Array,
     layers: list[_Layer],
@@ -61,6 +64,7 @@ def gradients(
     threads: int,
     cell: int,
     sizes: tuple[int, int, int],
+    rows: _Rows,
     delta: _Array,
     h: _Array,
     gradients: _Gradients,

@@ -3,9 +3,9 @@
 The core takes addresses, so everything that makes an address right is checked here:
 exact tensors (no subclass, no wrapper of a transform), float32, CPU, contiguous.
 
-What the core keeps of a layer for the way back is h (time + 1, batch, state) and, for
-the gated cells, a tape in a layout of the kernel's own. A `Tape` here has h as its
-state and that tape as what is kept.
+What the core keeps of a layer for the way back is h, the initial state's rows and then
+those of all steps, (batch + rows, state), and, for the gated cells, a tape in a layout
+of the kernel's own. A `Tape` here has h as its state and that tape as what is kept.
 """
 
 import math
@@ -29,11 +29,15 @@ with suppress(ImportError):  # where it is not installed, `applies` never holds
 _CELLS: dict[type[Cell], int] = {TanhCell: 0, ReLUCell: 1, GRUCell: 2, LSTMCell: 3}
 _EXACT = (Tensor, torch.nn.Parameter)
 _LARGE = 1 << 18  # elements; below, an allocation costs less than the call
+_ROWS = 128  # of a lag; below, one product of all rows costs less than one a lag
 _Array = tuple[int, int]
 
 
 def applies(
-    layers: Sequence[Layer], x: Tensor, tensors: Iterable[Tensor | None]
+    layers: Sequence[Layer],
+    x: Tensor,
+    tensors: Iterable[Tensor | None],
+    rows: Rows,
 ) -> bool:
     """Whether the core can run these layers on these tensors.
 
@@ -41,10 +45,15 @@ def applies(
         layers: whose cells must be the core's.
         x: float32, or int64 ids.
         tensors: all others: float32, or None.
+        rows: whose resets must be on the CPU.
     """
     if choice.active() == choice.TORCH or torch._C._len_torch_dispatch_stack():
         return False
     if type(layers[0].cell) not in _CELLS or not x.numel():
+        return False
+    if rows.resets is not None and not (
+        type(rows.resets) in _EXACT and rows.resets.is_cpu
+    ):
         return False
     if x.dtype != torch.int64:
         tensors = (x, *tensors)
@@ -88,7 +97,7 @@ def forward(
         The outputs of the top layer, the final state, shaped as `initial`, and the
         tapes. None of them share memory.
     """
-    time, batch = x.size(0), x.size(1)
+    steps = x.shape[: 1 if rows.is_ragged else 2]
     weight = layers[0].W
     inputs, hidden = layers[0].U.size(1), weight.size(1)
     cell = _CELLS[type(layers[0].cell)]
@@ -97,13 +106,14 @@ def forward(
         (to.of(layer.U), to.of(layer.W), to.maybe(layer.b_ih), to.maybe(layer.b_hh))
         for layer in layers
     ]
-    y = _empty(weight, time, batch, hidden)
+    y = _empty(weight, *steps, hidden)
     final = tuple(weight.new_empty(part.size()) for part in initial)
     tapes: list[Tape] = []
     if keep:
-        size = _native.tape_floats(kernel, cell, (time, batch, hidden))
+        count = math.prod(steps)
+        size = _native.tape_floats(kernel, cell, count, hidden)
         for _ in layers:
-            h = _empty(weight, time + 1, batch, hidden)
+            h = _empty(weight, rows.batch + count, hidden)
             tapes.append(Tape((h,), (_empty(weight, size),) if size else ()))
     is_float = x.is_floating_point()
     is_lstm = len(initial) > 1
@@ -111,7 +121,8 @@ def forward(
         kernel,
         torch.get_num_threads(),
         cell,
-        (time, batch, inputs, hidden),
+        (rows.time, rows.batch, inputs, hidden),
+        to.rows(rows),
         to.of(x) if is_float else None,
         None if is_float else to.of(x),
         weights,
@@ -131,7 +142,7 @@ def forward(
 
 def tape_width(kernel: str, cell: Cell, hidden: int) -> int:
     """Floats on the tape for a step and a row, beside h."""
-    return int(_native.tape_floats(kernel, _CELLS[type(cell)], (1, 1, hidden)))
+    return int(_native.tape_floats(kernel, _CELLS[type(cell)], 1, hidden))
 
 
 def infer(
@@ -205,6 +216,7 @@ def infer(
             torch.get_num_threads(),
             kind,
             (time, batch, inputs, hidden),
+            (None, None),
             arrays[0] if is_float else None,
             None if is_float else arrays[0],
             [
@@ -258,12 +270,12 @@ def backward(
         `dx`, the gradients of each layer with views of what follows as `dstate`, and
         the error of the initial state, parts (layers, batch, state), or no parts.
     """
-    time, batch, hidden = dy.shape
-    sizes = (time, batch, hidden)
+    hidden = dy.shape[-1]
+    sizes = (rows.time, rows.batch, hidden)
     threads = torch.get_num_threads()
     cell = _CELLS[type(layers[0].cell)]
     dstate = tuple(
-        dy.new_zeros(len(layers), batch, hidden) for _ in dfinal if needs_dstate
+        dy.new_zeros(len(layers), rows.batch, hidden) for _ in dfinal if needs_dstate
     )
     results = [
         _new_gradients(layer, tuple(d[index] for d in dstate))
@@ -271,17 +283,21 @@ def backward(
     ]
     from_top = range(len(layers) - 1, -1, -1)
     to = _Addresses()
+    which = to.rows(rows)
 
     dx: Tensor | None = None
-    if truncation.is_full_over(time):  # layer by layer
-        for index in from_top:
-            inputs = _input_above(tapes[index - 1], index - 1, masks) if index else x
+    passes = _passes(truncation, rows.time)
+    if passes is None or (len(layers) == 1 and _along_the_way(passes, rows)):
+        for index in from_top:  # layer by layer
+            inputs = _input_of(index, x, tapes, masks, rows)
             dx = _empty(dy, *inputs.shape) if needs_dx or index else None
+            if dx is not None and passes is not None and passes[1] < passes[0]:
+                dx.zero_()  # where no pass comes by
             ends = [None if d is None else d[index] for d in dfinal]
             given = to.given(layers[index], tapes[index], ends, results[index])
             wanted = to.wanted(layers[index], inputs, results[index], dx)
             _native.backward(
-                kernel, threads, cell, sizes, None, to.of(dy), [given], wanted
+                kernel, threads, cell, sizes, which, passes, to.of(dy), [given], wanted
             )
             if index:
                 assert dx is not None
@@ -289,13 +305,11 @@ def backward(
         return dx, results, dstate
 
     # All layers together, pass by pass.
-    assert truncation.k1 is not None
-    assert truncation.k2 is not None
     gates = layers[0].W.shape[0]
     width = 4 * hidden if gates == 3 * hidden else gates
     # Where every step is visited by one pass alone, all of it is written.
-    deltas = [_empty(dy, time, batch, width) for _ in layers]
-    if truncation.k1 != truncation.k2:
+    deltas = [_empty(dy, *dy.shape[:-1], width) for _ in layers]
+    if passes[0] != passes[1]:
         for delta in deltas:
             delta.zero_()
     stack = [
@@ -310,15 +324,38 @@ def backward(
         )
         for index, delta in enumerate(deltas)
     ]
-    passes = (truncation.k1, truncation.k2)
-    _native.backward(kernel, threads, cell, sizes, passes, to.of(dy), stack, None)
+    _native.backward(
+        kernel, threads, cell, sizes, which, passes, to.of(dy), stack, None
+    )
     for index in from_top:
-        inputs = _input_above(tapes[index - 1], index - 1, masks) if index else x
+        inputs = _input_of(index, x, tapes, masks, rows)
         dx = _empty(dy, *inputs.shape) if needs_dx and not index else None
         wanted = to.wanted(layers[index], inputs, results[index], dx)
         h = to.of(tapes[index].states[0])
-        _native.gradients(kernel, threads, cell, sizes, to.of(deltas[index]), h, wanted)
+        summed = to.of(deltas[index])
+        _native.gradients(kernel, threads, cell, sizes, which, summed, h, wanted)
     return dx, results, dstate
+
+
+def _passes(truncation: Truncation, time: int) -> tuple[int, int] | None:
+    """`k1` and `k2`; None for full BPTT."""
+    if truncation.is_full_over(time):
+        return None
+    assert truncation.k1 is not None
+    assert truncation.k2 is not None
+    return truncation.k1, truncation.k2
+
+
+def _along_the_way(passes: tuple[int, int], rows: Rows) -> bool:
+    """Whether one layer's gradients may be formed from the rows of one lag at a time.
+
+    That asks that no step is visited twice and that all rows are alike; and it needs
+    rows enough for a product.
+    """
+    k1, k2 = passes
+    if rows.is_ragged or rows.resets is not None:
+        return False
+    return k2 <= k1 <= rows.time and rows.time // k1 * rows.batch >= _ROWS
 
 
 def _address(t: Tensor) -> _Array:
@@ -339,6 +376,12 @@ class _Addresses:
             t = t.contiguous()
             self._copies.append(t)
         return t.data_ptr(), t.numel()
+
+    def rows(self, rows: Rows) -> tuple[_Array | None, _Array | None]:
+        return (
+            self.of(rows.offsets) if rows.is_ragged else None,
+            self.maybe(rows.resets),
+        )
 
     def maybe(self, t: Tensor | None) -> _Array | None:
         return None if t is None else self.of(t)
@@ -415,6 +458,17 @@ def _empty(like: Tensor, *shape: int) -> Tensor:
     return _native.empty(elements).view(shape)
 
 
-def _input_above(tape: Tape, index: int, masks: Sequence[Tensor]) -> Tensor:
-    y = tape.states[0][1:]
-    return y * masks[index] if masks else y
+def _input_of(
+    index: int,
+    x: Tensor,
+    tapes: Sequence[Tape],
+    masks: Sequence[Tensor],
+    rows: Rows,
+) -> Tensor:
+    """What layer `index` has read, shaped as the steps of `x` are."""
+    if not index:
+        return x
+    below = tapes[index - 1].states[0][rows.batch :]
+    if not rows.is_ragged:
+        below = below.view(rows.time, rows.batch, -1)
+    return below * masks[index - 1] if masks else below

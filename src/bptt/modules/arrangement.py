@@ -112,13 +112,15 @@ def arrange(
         resets = resets.transpose(0, 1) if batched and batch_first else resets
     if lengths is None or not batch:
         rows = Rows(time, batch, None, resets)
-        return Arrangement(x, rows, batched, batch_first, time=time)
+        return Arrangement(x, rows, batched, batch_first)
     if not batched:
         raise ValueError(
             f"{name}: lengths are for a batch, and input is one sequence of shape "
             f"{tuple(input.shape)}; leave its end away instead"
         )
     _require_lengths(lengths, time, batch, name)
+    if bool((lengths == time).all()):
+        return Arrangement(x, Rows(time, batch, None, resets), True, batch_first)
     counts, order = lengths.cpu().long().sort(descending=True, stable=True)
     longest = int(counts[0])
     # How many rows have step t: those longer than t.

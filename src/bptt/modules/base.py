@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
@@ -12,8 +13,11 @@ from bptt.cells import Cell
 from bptt.cells.base import State
 from bptt.kernels import native
 from bptt.memory import Budget
+from bptt.modules import checks, projected
 from bptt.modules.arrangement import Arrangement, arrange, arrange_packed
+from bptt.modules.projected import ProjectedLayer
 from bptt.recompute import PackedMask
+from bptt.rows import Rows
 from bptt.through_time import Layer
 from bptt.truncation import Truncation
 
@@ -71,24 +75,28 @@ class ThroughTime(_Base):
 
         Raises:
             ValueError, TypeError, RuntimeError: an argument of a wrong shape or dtype.
-            NotImplementedError: what is not supported with `proj_size`.
+            NotImplementedError: a `memory_budget` with `proj_size`.
         """
         self._check_policies()
+        if not isinstance(input, Tensor | PackedSequence):
+            raise TypeError(
+                f"{type(self).__name__}: input must be a tensor or a PackedSequence; "
+                f"got {type(input).__name__}. If torch.fx is tracing, let its Tracer "
+                "take this module as a leaf, in is_leaf_module"
+            )
         plain = lengths is None and resets is None
+        if torch._C._is_tracing():  # which cannot see what the core computes
+            return super().forward(self._traceable(input, plain=plain), hx)
         if self.proj_size:
-            if not self._policy().is_full or not plain:
-                raise NotImplementedError(
-                    f"{type(self).__name__}: proj_size runs in torch.nn, which knows "
-                    "full BPTT only, no lengths and no resets; truncation is "
-                    f"{self.truncation}"
-                )
             if self.memory_budget is not None:
                 raise NotImplementedError(
-                    f"{type(self).__name__}: proj_size runs in torch.nn, which keeps "
-                    f"all; memory_budget is {self.memory_budget!r}, leave it None"
+                    f"{type(self).__name__}: proj_size keeps all; memory_budget is "
+                    f"{self.memory_budget!r}, leave it None"
                 )
-            return super().forward(input, hx)
-        if plain and not torch.is_grad_enabled() and isinstance(input, Tensor):
+            is_ids = isinstance(input, Tensor) and not input.is_floating_point()
+            if self._policy().is_full and plain and not is_ids:
+                return super().forward(input, hx)
+        elif plain and not torch.is_grad_enabled() and isinstance(input, Tensor):
             done = self._infer(input, hx)
             if done is not None:
                 return done
@@ -104,6 +112,33 @@ class ThroughTime(_Base):
             input = input.to(self._weight.dtype)
         with torch.autocast(device_type, enabled=False):
             return self._run(input, hx, lengths, resets)
+
+    def __prepare_scriptable__(self) -> Any:
+        """Called by torch.jit.script, whose own error would name a line in here."""
+        name = type(self).__name__
+        raise NotImplementedError(
+            f"torch.jit.script cannot compile bptt's {name}. Use torch.jit.trace, or "
+            f"script the model built with torch.nn.{name} and load this state_dict"
+        )
+
+    def _traceable(
+        self, input: Tensor | PackedSequence, *, plain: bool
+    ) -> Tensor | PackedSequence:
+        """What torch.nn's forward takes, for torch.jit.trace to record."""
+        if not self._policy().is_full:
+            raise NotImplementedError(
+                f"{type(self).__name__}: torch.jit.trace records torch.nn's forward, "
+                f"which knows full BPTT only, and truncation is {self.truncation}; "
+                "set it to None, which changes no output"
+            )
+        if not plain:
+            raise NotImplementedError(
+                f"{type(self).__name__}: torch.jit.trace records torch.nn's forward, "
+                "which knows no lengths and no resets; trace without them"
+            )
+        if isinstance(input, Tensor) and not input.is_floating_point():
+            return F.one_hot(input, self.input_size).to(self._weight.dtype)
+        return input
 
     def extra_repr(self) -> str:
         """torch.nn's, with the truncation and the budget."""
@@ -168,15 +203,10 @@ class ThroughTime(_Base):
         if self.bidirectional:
             y, final = self._run_both_directions(batch, initial, masks)
         else:
-            layers = [self._layer(at) for at in range(self.num_layers)]
-            y, final = autograd.run(
-                layers,
-                batch.x,
-                initial,
-                masks,
-                self._policy(),
-                batch.rows,
-                self._budget(batch),
+            names = [f"l{at}" for at in range(self.num_layers)]
+            budget = self._budget(batch)
+            y, final = self._run_layers(
+                names, batch.x, initial, masks, batch.rows, budget
             )
         parts = tuple(batch.state(part) for part in final)
         return batch.outputs(y), (parts[0] if len(parts) == 1 else parts)
@@ -196,12 +226,11 @@ class ThroughTime(_Base):
             halves = []
             for direction in (0, 1):
                 row = 2 * at + direction
-                y, state = autograd.run(
-                    [self._layer(at, "_reverse" if direction else "")],
+                y, state = self._run_layers(
+                    [f"l{at}_reverse" if direction else f"l{at}"],
                     rows.flip(x) if direction else x,
                     tuple(part[row : row + 1] for part in initial),
                     [],
-                    self._policy(),
                     both[direction],
                     budget,
                 )
@@ -218,21 +247,44 @@ class ThroughTime(_Base):
     def _weight(self) -> Tensor:
         return cast(Tensor, self.weight_hh_l0)
 
+    @property
+    def _output_size(self) -> int:
+        """The width of h, in one direction."""
+        return self.proj_size or self.hidden_size
+
     def _policy(self) -> Truncation:
         return Truncation.full() if self.truncation is None else self.truncation
 
-    def _layer(self, at: int, suffix: str = "") -> Layer:
+    def _run_layers(
+        self,
+        names: list[str],
+        x: Tensor,
+        initial: State,
+        masks: Sequence[Tensor | PackedMask],
+        rows: Rows,
+        budget: Budget | None,
+    ) -> tuple[Tensor, State]:
+        """A stack of layers in one direction, by the ends of their weights' names."""
+        policy = self._policy()
+        if self.proj_size:
+            plain = [mask for mask in masks if isinstance(mask, Tensor)]
+            stack = [
+                ProjectedLayer(*self._weights(end), getattr(self, f"weight_hr_{end}"))
+                for end in names
+            ]
+            return projected.run(stack, x, initial, plain, policy, rows)
+        cell = self._cell()
+        layers = [Layer(cell, *self._weights(end)) for end in names]
+        return autograd.run(layers, x, initial, masks, policy, rows, budget)
+
+    def _weights(self, end: str) -> tuple[Any, Any, Any, Any]:
         # By attribute and not from _flat_weights, which functional_call and
         # parametrizations do not replace.
-        def weight(kind: str) -> Any:
-            return getattr(self, f"{kind}_l{at}{suffix}")
-
-        return Layer(
-            cell=self._cell(),
-            U=weight("weight_ih"),
-            W=weight("weight_hh"),
-            b_ih=weight("bias_ih") if self.bias else None,
-            b_hh=weight("bias_hh") if self.bias else None,
+        return (
+            getattr(self, f"weight_ih_{end}"),
+            getattr(self, f"weight_hh_{end}"),
+            getattr(self, f"bias_ih_{end}") if self.bias else None,
+            getattr(self, f"bias_hh_{end}") if self.bias else None,
         )
 
     def _budget(self, batch: Arrangement) -> Budget | None:
@@ -267,7 +319,7 @@ class ThroughTime(_Base):
         """
         if not (self.training and self.dropout) or self.num_layers == 1:
             return []
-        width = self.hidden_size * (2 if self.bidirectional else 1)
+        width = self._output_size * (2 if self.bidirectional else 1)
         weight = self._weight
         steps = x.shape[:-1] if x.is_floating_point() else x.shape
         masks: list[Tensor | PackedMask] = []
@@ -294,42 +346,20 @@ class ThroughTime(_Base):
     def _initial(self, batch: Arrangement, hx: Any) -> State:
         """The initial state, parts (layers x directions, batch, state)."""
         weight = self._weight
-        parts = self._cell().state_parts
         count = self.num_layers * (2 if self.bidirectional else 1)
-        shape = (count, batch.rows.batch, self.hidden_size)
+        widths = (self._output_size, self.hidden_size)[: self._cell().state_parts]
         if hx is None:
-            return tuple(weight.new_zeros(shape) for _ in range(parts))
-        given = list(self._split_state(hx, parts))
-        names = ("h_0", "c_0") if parts == 2 else ("hx",)
-        for name, part in zip(names, given, strict=True):
-            expected = shape if batch.batched else (shape[0], shape[2])
-            if tuple(part.shape) != expected:
-                raise RuntimeError(
-                    f"{type(self).__name__}: {name} must have shape {expected} "
-                    f"(layers x directions{', batch' if batch.batched else ''}, "
-                    f"hidden_size); got {tuple(part.shape)}"
-                )
-            if not part.is_floating_point():
-                raise TypeError(
-                    f"{type(self).__name__}: {name} must hold floats, as the "
-                    f"weights do ({weight.dtype}); got {part.dtype}"
-                )
-        return tuple(batch.of_state(part.to(weight.dtype)) for part in given)
-
-    def _split_state(self, hx: Any, parts: int) -> tuple[Tensor, ...]:
-        if parts == 1 and isinstance(hx, Tensor):
-            return (hx,)
-        if (
-            parts == 2
-            and isinstance(hx, tuple | list)
-            and len(hx) == 2
-            and all(isinstance(part, Tensor) for part in hx)
-        ):
-            return tuple(hx)
-        wanted = "a tuple (h_0, c_0) of tensors" if parts == 2 else "a tensor h_0"
-        raise TypeError(
-            f"{type(self).__name__}: hx must be {wanted}; got {type(hx).__name__}"
+            size = batch.rows.batch
+            return tuple(weight.new_zeros(count, size, width) for width in widths)
+        given = checks.state_parts(
+            hx,
+            count=count,
+            batch=batch.rows.batch if batch.batched else None,
+            widths=widths,
+            dtype=weight.dtype,
+            name=type(self).__name__,
         )
+        return tuple(batch.of_state(part.to(weight.dtype)) for part in given)
 
     def _arrange(
         self,
@@ -360,54 +390,18 @@ class ThroughTime(_Base):
                 batch_first=self.batch_first,
                 name=name,
             )
-        self._check_ids(batch.x)
+        checks.require_ids(batch.x, self.input_size, name)
         return batch
 
     def _check_sequence(self, x: Tensor, given: str, axes: tuple[str, ...]) -> None:
-        """Refuse a wrong dtype, number of axes or width."""
-        name = type(self).__name__
-        shape = tuple(x.shape)
-        listed = ", ".join(axes)
-        fewest = len(axes) - ("batch" in axes)  # one sequence has no batch axis
-        alone = ", without batch for one sequence" if "batch" in axes else ""
-        if x.is_floating_point():
-            if not fewest <= x.dim() - 1 <= len(axes):
-                raise ValueError(
-                    f"{name}: {given} must be ({listed}, input_size){alone}; got shape "
-                    f"{shape}"
-                )
-            if x.dtype != self._weight.dtype:
-                raise ValueError(
-                    f"{name}: {given} has dtype {x.dtype} and the weights "
-                    f"{self._weight.dtype}; convert one of them, as with "
-                    f"input.to({self._weight.dtype})"
-                )
-            if shape[-1] != self.input_size:
-                raise RuntimeError(
-                    f"{name}: {given}.size(-1) must be input_size = "
-                    f"{self.input_size}; got shape {shape}"
-                )
-        elif x.dtype == torch.int64:
-            if not fewest <= x.dim() <= len(axes):
-                raise ValueError(
-                    f"{name}: integer {given} is ids ({listed}){alone}; got shape "
-                    f"{shape}"
-                )
-        else:
-            raise TypeError(
-                f"{name}: {given} must be floats ({listed}, input_size) or int64 ids "
-                f"({listed}); got dtype {x.dtype}"
-            )
-
-    def _check_ids(self, x: Tensor) -> None:
-        # Inside torch.func's transforms values cannot be asked for.
-        if x.is_floating_point() or not x.numel() or autograd.inside_transform():
-            return
-        if not 0 <= x.min() <= x.max() < self.input_size:
-            raise ValueError(
-                f"{type(self).__name__}: ids in input must be at least 0 and below "
-                f"input_size = {self.input_size}; got {int(x.min())} to {int(x.max())}"
-            )
+        checks.require_sequence(
+            x,
+            given,
+            axes,
+            width=self.input_size,
+            dtype=self._weight.dtype,
+            name=type(self).__name__,
+        )
 
     def _check_policies(self) -> None:
         name = type(self).__name__

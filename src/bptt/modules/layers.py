@@ -151,7 +151,8 @@ class LSTM(ThroughTime, torch.nn.LSTM):
         batch_first: whether input and output are (batch, time, ...).
         dropout: probability of dropping an output between layers, in training mode.
         bidirectional: whether a second direction runs from the end.
-        proj_size: width of a projection of h; runs in torch.nn, under full BPTT only.
+        proj_size: width of a projection of h, if not 0; under full BPTT, without
+            lengths and resets, it runs in torch.nn; no memory budget.
         device: where the weights live.
         dtype: of the weights.
         truncation: which errors go how far back; None is full BPTT over the given

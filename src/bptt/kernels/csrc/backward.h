@@ -4,26 +4,11 @@
 #pragma once
 
 #include "gradients.h"
+#include "passes.h"
 #include "schedule.h"
 
 namespace bptt {
 namespace {
-
-// Where the passes stand: pass p at lag j at step p * k1 + k1 - 1 - j.
-struct Passes {
-  int64_t time, k1, k2, count, nominal_end;
-
-  explicit Passes(const Backward& b)
-      : time(b.time), k1(b.k1), k2(b.k2), count(ceil_div(b.time, b.k1)),
-        nominal_end(count * b.k1 - 1) {}
-  int64_t first_lag() const { return max(0, k1 - time); }
-  int64_t end_lag() const { return min(k2, nominal_end + 1); }
-  int64_t first(int64_t lag) const { return lag / k1; }
-  int64_t last(int64_t lag) const { return nominal_end - lag < time ? count : count - 1; }
-  int64_t step(int64_t pass, int64_t lag) const { return pass * k1 + k1 - 1 - lag; }
-  // Whether two passes may come by the same step.
-  bool overlap() const { return k2 > k1 && count > 1; }
-};
 
 // The cell's derivative for one row and the units of one panel; pointers point at the
 // panel's first unit.
@@ -89,26 +74,33 @@ __attribute__((always_inline)) inline void backward_units(const BackwardRow& row
 template <Cell kCell>
 class BackwardScan {
  public:
-  explicit BackwardScan(const Backward& backward) : b_(backward), passes_(backward) {}
+  explicit BackwardScan(const Backward& backward)
+      : b_(backward), s_(backward.steps), passes_(backward) {}
 
   bool run(Team& team) {
     if (passes_.first_lag() >= passes_.end_lag()) return true;
-    const int64_t rows = passes_.count * b_.batch;
+    const int64_t rows = passes_.count * s_.batch;
     const int threads = team.size();
-    Division division = divide(threads, rows, panels(), depth() * panels() * kPanel);
+    const Division division =
+        divide(threads, s_, passes_.count, panels(), depth() * panels() * kPanel);
     // Per layer: packed W, packed U, the passes' deltas of two lags, their carries.
     const int64_t packed = panels() * depth() * kPanel;
     const int64_t carries = kCarry ? rows * padded_stride(b_.hidden) : 0;
-    const int64_t deltas = (fused() ? piece() * b_.batch : rows) * ld();
+    const int64_t deltas = (fused() ? piece() : 1) * rows * ld();
     const int64_t each = 2 * packed + 2 * deltas + carries;
     Scratch<> memory(b_.layers * each);
     Scratch<> products(threads * kGroupRows * kPanel);
     Scratch<LayerMemory> layer_memory(b_.layers);
+    // When fused, the states before the steps of two pieces, where they don't lie so.
+    const int64_t states =
+        fused() && !is_plain(s_) ? piece() * s_.batch * b_.hidden : 0;
+    Scratch<> before(2 * states);
     const Gradients none{};
     GradientProducts<kCell> products_of(fused() ? *b_.gradients : none, b_.hidden,
                                         threads);
-    if (!products_of) return false;
-    if (!memory || !products || !layer_memory) return false;
+    LagRows lag_rows(b_, passes_, by_lag());
+    if (!products_of || !lag_rows) return false;
+    if (!memory || !products || !layer_memory || !before) return false;
     for (int l = 0; l < b_.layers; ++l) {
       float* W = memory.get() + l * each;
       float* previous = W + 2 * packed;
@@ -116,7 +108,7 @@ class BackwardScan {
                                previous + 2 * deltas};
     }
     layer_memory_ = layer_memory.get();
-    Barrier all, groups[kMostRowParts];
+    Barrier all, groups[kMostGroups];
     all.reset(threads);
     for (Barrier& barrier : groups) barrier.reset(division.unit_parts);
     // A step that several passes visit is summed in the order of the lags.
@@ -126,7 +118,7 @@ class BackwardScan {
       const bool mine = part < division.threads();
       Part p{};
       if (mine) {
-        p = {division.rows(part, rows), division.panels(part, panels()),
+        p = {division.rows(part), division.panels(part, panels()),
              products.get() + part * kGroupRows * kPanel};
         clear(p);
       }
@@ -139,13 +131,28 @@ class BackwardScan {
             groups[part / division.unit_parts].wait();
         }
         if (mine && passes_.step(passes_.first(lag), lag) == 0) start(p, lag);
-        if (overlap) all.wait();
-        if (fused() && ((lag + 1) % piece() == 0 || lag + 1 == b_.time)) {
-          all.wait();
+        if (by_lag()) lag_rows.gather(part, threads, lag);
+        if (overlap || by_lag()) all.wait();
+        if (by_lag()) {
+          products_of.add(part, passes_.last(lag) * s_.batch, previous(0, lag), ld(),
+                          lag_rows.h(lag), lag_rows.x(lag), lag_rows.ids(lag),
+                          lag_rows.dx(), lag == 0);
+          if (lag_rows.dx()) {
+            all.wait();
+            lag_rows.scatter(part, threads, lag);
+          }
+        } else if (fused() && ((lag + 1) % piece() == 0 || lag + 1 == s_.time)) {
           const Gradients& g = *b_.gradients;
-          const int64_t begin = piece_begin(lag), row = begin * b_.batch;
-          products_of.add(part, (b_.time - lag / piece() * piece() - begin) * b_.batch,
-                          previous(0, lag), ld(), b_.layer[0].h + row * b_.hidden,
+          const int64_t begin = piece_begin(lag), row = begin_of(s_, begin);
+          const int64_t end = s_.time - lag / piece() * piece();
+          const float* h = b_.layer[0].h + row * b_.hidden;
+          if (states) {
+            float* to = before.get() + (lag / piece() & 1) * states;
+            states_before(s_, begin, end, b_.layer[0].h, b_.hidden, part, threads, to);
+            h = to;
+          }
+          all.wait();
+          products_of.add(part, begin_of(s_, end) - row, previous(0, lag), ld(), h,
                           g.x ? g.x + row * g.inputs : nullptr,
                           g.ids ? g.ids + row : nullptr,
                           g.dx ? g.dx + row * g.inputs : nullptr,
@@ -178,16 +185,21 @@ class BackwardScan {
   int64_t depth() const { return kGates * b_.hidden; }
   int64_t ld() const { return padded_stride(kBlocks * b_.hidden); }
   bool fused() const { return b_.gradients != nullptr; }
+  // Whether the passes end before the sequence does: then a lag has the rows of many
+  // steps, and its gradients are formed from them alone.
+  bool by_lag() const { return fused() && b_.k2 < s_.time; }
   // Steps whose deltas are kept until their products are formed, when fused.
-  int64_t piece() const { return min(b_.time, max(1, kDepth / b_.batch)); }
+  int64_t piece() const {
+    return by_lag() ? 1 : min(s_.time, max(1, kDepth / s_.batch));
+  }
   int64_t piece_begin(int64_t lag) const {
-    return max(0, b_.time - (lag / piece() + 1) * piece());
+    return max(0, s_.time - (lag / piece() + 1) * piece());
   }
   // The rows of the passes' deltas at a lag.
   float* previous(int l, int64_t lag) const {
     if (!fused()) return layer_memory_[l].previous[lag & 1];
     return layer_memory_[l].previous[lag / piece() & 1] +
-           (b_.time - 1 - lag - piece_begin(lag)) * b_.batch * ld();
+           (begin_of(s_, s_.time - 1 - lag) - begin_of(s_, piece_begin(lag))) * ld();
   }
 
   void pack_weights(int part, int threads) const {
@@ -216,7 +228,7 @@ class BackwardScan {
     const int64_t width = min(b_.hidden, p.panels.end * kPanel) - begin;
     if (width <= 0) return;
     const size_t bytes = static_cast<size_t>(width) * sizeof(float);
-    const int64_t late = passes_.last(passes_.first_lag()) * b_.batch;
+    const int64_t late = passes_.last(passes_.first_lag()) * s_.batch;
     for (int l = 0; l < b_.layers; ++l)
       for (int64_t r = p.rows.begin; r < p.rows.end; ++r) {
         if (kCarry)
@@ -232,17 +244,51 @@ class BackwardScan {
   // Layer l of the passes that run at this lag: the errors of its state after the
   // step, and through the cell.
   void step(const Part& p, int l, int64_t lag) const {
-    const int64_t begin = max(p.rows.begin, passes_.first(lag) * b_.batch);
-    const int64_t end = min(p.rows.end, passes_.last(lag) * b_.batch);
+    const int64_t begin = max(p.rows.begin, passes_.first(lag) * s_.batch);
+    const int64_t end = min(p.rows.end, passes_.last(lag) * s_.batch);
+    if (!s_.offsets) return step_rows(p, l, lag, begin, end);
+    for (int64_t low = begin; low < end;) {  // pass by pass
+      const int64_t pass = low / s_.batch;
+      const int64_t rows = active(pass, passes_.step(pass, lag));
+      step_rows(p, l, lag, low, min(end, pass * s_.batch + rows));
+      low = (pass + 1) * s_.batch;
+    }
+  }
+
+  // The rows [begin, end) of those.
+  void step_rows(const Part& p, int l, int64_t lag, int64_t begin, int64_t end) const {
     for (int64_t low = begin, count; low < end; low += count) {
       count = group_rows(low, end);
-      for (int64_t u = p.panels.begin; u < p.panels.end; ++u) {
+      for (int64_t i = p.panels.begin; i < p.panels.end; ++i) {
+        // To and fro: what was read last is still in the cache.
+        const int64_t u = lag & 1 ? p.panels.begin + p.panels.end - 1 - i : i;
         for (int64_t r = low; r < low + count; ++r) fetch(l, lag, r, u);
         arriving(p, l, lag, low, count, u);
         for (int64_t r = low; r < low + count; ++r)
           finish(l, lag, r, u, p.product + (r - low) * kPanel);
       }
     }
+  }
+
+  // How many rows of a pass run at step t: those that have the step and any of the
+  // pass's outputs.
+  int64_t active(int64_t pass, int64_t t) const {
+    return t < s_.time ? rows_at(s_, max(t, pass * passes_.k1)) : 0;
+  }
+
+  // Of the rows [low, low + count), those whose error comes from the step after, too.
+  int64_t continued(int64_t lag, int64_t low, int64_t count) const {
+    if (lag == passes_.first_lag()) return 0;
+    if (!s_.offsets) return count;
+    const int64_t pass = pass_of(low);
+    const int64_t rows = active(pass, passes_.step(pass, lag) + 1);
+    return max(0, min(count, pass * s_.batch + rows - low));
+  }
+
+  // Whether row r is cut off from the step after the one at which it stands.
+  bool is_cut_after(int64_t lag, int64_t r) const {
+    const int64_t pass = pass_of(r), next = passes_.step(pass, lag) + 1;
+    return next < s_.time && is_reset(s_, next, r - pass * s_.batch);
   }
 
   // What arrives at h of layer l from the step after and from the layer above.
@@ -253,7 +299,7 @@ class BackwardScan {
     if (l + 1 < b_.layers) {
       const int64_t skip = kCell == Cell::kGru ? H : 0;  // r z n, after hn
       step_product(count, depth(), previous(l + 1, lag) + low * ld() + skip, ld(),
-                   layer_memory_[l + 1].U + u * depth() * kPanel, 0, 1, p.product,
+                   layer_memory_[l + 1].U + u * depth() * kPanel, 0, 1, false, p.product,
                    kPanel, false);
       if (const float* mask = b_.layer[l].mask)
         for (int64_t r = low; r < low + count; ++r) {
@@ -263,12 +309,25 @@ class BackwardScan {
         }
       add = true;
     }
-    if (lag > passes_.first_lag())
-      step_product(count, depth(), previous(l, lag - 1) + low * ld(), ld(),
-                   layer_memory_[l].W + u * depth() * kPanel, 0, 1, p.product, kPanel,
-                   add);
-    else if (!add)
-      std::memset(p.product, 0, static_cast<size_t>(count * kPanel) * sizeof(float));
+    const int64_t more = continued(lag, low, count);
+    if (!add)
+      std::memset(p.product + more * kPanel, 0,
+                  static_cast<size_t>((count - more) * kPanel) * sizeof(float));
+    if (!more) return;
+    float kept[kGroupRows * kPanel];  // of rows that are cut off, what came from above
+    const size_t bytes = kPanel * sizeof(float);
+    if (s_.resets && add)
+      std::memcpy(kept, p.product, static_cast<size_t>(more) * bytes);
+    step_product(more, depth(), previous(l, lag - 1) + low * ld(), ld(),
+                 layer_memory_[l].W + u * depth() * kPanel, 0, 1, false, p.product,
+                 kPanel, add);
+    for (int64_t r = 0; s_.resets && r < more; ++r) {
+      if (!is_cut_after(lag, low + r)) continue;
+      if (add)
+        std::memcpy(p.product + r * kPanel, kept + r * kPanel, bytes);
+      else
+        std::memset(p.product + r * kPanel, 0, bytes);
+    }
   }
 
   // Prefetches what `finish` will read and write.
@@ -277,14 +336,15 @@ class BackwardScan {
     const int64_t H = b_.hidden, at = u * kPanel, units = min(kPanel, H - at);
     const int64_t row = step_row(r, lag);
     if (l == b_.layers - 1) prefetch<false>(b_.dy + row * H + at, units);
-    if constexpr (!kCarry) prefetch<false>(layer.h + (row + b_.batch) * H + at, units);
+    if constexpr (!kCarry) prefetch<false>(layer.h + (row + s_.batch) * H + at, units);
     for (int block = 0; !fused() && block < kBlocks; ++block)
       prefetch<true>(layer.delta + (row * kBlocks + block) * H + at, units);
   }
 
-  int64_t pass_of(int64_t r) const { return passes_.count == 1 ? 0 : r / b_.batch; }
+  int64_t pass_of(int64_t r) const { return passes_.count == 1 ? 0 : r / s_.batch; }
   int64_t step_row(int64_t r, int64_t lag) const {
-    return passes_.step(pass_of(r), lag) * b_.batch + r - pass_of(r) * b_.batch;
+    const int64_t pass = pass_of(r);
+    return begin_of(s_, passes_.step(pass, lag)) + r - pass * s_.batch;
   }
 
   void finish(int l, int64_t lag, int64_t r, int64_t u, const float* ds) const {
@@ -292,8 +352,8 @@ class BackwardScan {
     const LayerMemory& memory = layer_memory_[l];
     const int64_t H = b_.hidden, at = u * kPanel;
     const int64_t pass = pass_of(r), step = passes_.step(pass, lag);
-    const int64_t b = r - pass * b_.batch, row = step * b_.batch + b;
-    const bool ends = step == b_.time - 1;
+    const int64_t b = r - pass * s_.batch, row = begin_of(s_, step) + b;
+    const bool ends = step == s_.time - 1 || b >= rows_at(s_, step + 1);
     BackwardRow to{};
     to.hidden = H;
     to.ds = ds;
@@ -301,10 +361,10 @@ class BackwardScan {
     if (ends && layer.dh_end) to.dh_end = layer.dh_end + b * H + at;
     if (ends && layer.dc_end) to.dc_end = layer.dc_end + b * H + at;
     if constexpr (kCarry) {
-      to.tape = layer.tape + tape_at(kCell, panels(), b_.batch, step, u, b);
+      to.tape = layer.tape + tape_at(kCell, panels(), s_, step, u, b);
       to.carry = memory.carry + r * carry_ld() + at;
     } else {
-      to.h = layer.h + (row + b_.batch) * H + at;
+      to.h = layer.h + (row + s_.batch) * H + at;
     }
     to.previous = previous(l, lag) + r * ld() + at;
     if (!fused()) to.delta = layer.delta + row * kBlocks * H + at;
@@ -322,13 +382,16 @@ class BackwardScan {
         whole ? backward_units<kCell, Sum::kStore>(to, first, kLanes)
               : backward_units<kCell, Sum::kStore>(to, first, rest);
     }
+    if (kCarry && is_reset(s_, step, b))
+      std::memset(to.carry, 0, static_cast<size_t>(min(kPanel, H - at)) * sizeof(float));
   }
 
   // The pass that has just gone through step 0 gives the initial state its error.
   void start(const Part& p, int64_t lag) const {
-    const int64_t H = b_.hidden, first = passes_.first(lag) * b_.batch;
+    const int64_t H = b_.hidden, first = passes_.first(lag) * s_.batch;
     const int64_t begin = max(p.rows.begin, first);
-    const int64_t end = min(p.rows.end, first + b_.batch);
+    const int64_t rows = active(passes_.first(lag), 0);
+    const int64_t end = min(p.rows.end, first + rows);
     for (int l = 0; l < b_.layers; ++l) {
       const BackwardLayer& layer = b_.layer[l];
       if (!layer.dh_start) continue;
@@ -336,10 +399,12 @@ class BackwardScan {
         count = group_rows(low, end);
         for (int64_t u = p.panels.begin; u < p.panels.end; ++u) {
           step_product(count, depth(), previous(l, lag) + low * ld(), ld(),
-                       layer_memory_[l].W + u * depth() * kPanel, 0, 1, p.product,
+                       layer_memory_[l].W + u * depth() * kPanel, 0, 1, false, p.product,
                        kPanel, false);
           for (int64_t r = low; r < low + count; ++r)
-            for (int64_t i = 0; i < min(kPanel, H - u * kPanel); ++i) {
+            for (int64_t i = 0; !is_reset(s_, 0, r - first) &&
+                                i < min(kPanel, H - u * kPanel);
+                 ++i) {
               int64_t unit = u * kPanel + i;
               float* dh = layer.dh_start + (r - first) * H + unit;
               *dh += p.product[(r - low) * kPanel + i];
@@ -357,6 +422,7 @@ class BackwardScan {
   }
 
   const Backward& b_;
+  const Steps& s_;
   const Passes passes_;
   LayerMemory* layer_memory_ = nullptr;
 };

@@ -93,6 +93,27 @@ struct Sizes {
   int64_t time, batch, inputs, hidden;
 };
 
+// Offsets and resets, each or both absent.
+using RowsTuple = std::pair<MaybeArray, MaybeArray>;
+
+// The steps of a batch, and the number of all of its rows.
+std::pair<bptt::Steps, int64_t> steps_of(int64_t T, int64_t B, const RowsTuple& rows) {
+  bptt::Steps s{T, B, at<int64_t>(rows.first, "offsets", {T + 1}), nullptr};
+  int64_t count = T * B;
+  if (s.offsets) {
+    require(s.offsets[0] == 0, "offsets must begin with 0");
+    for (int64_t t = 0, before = B; t < T; ++t) {
+      const int64_t here = s.offsets[t + 1] - s.offsets[t];
+      require(here > 0 && here <= before && (t || here == B),
+              "the rows of the steps must begin with all and not increase");
+      before = here;
+    }
+    count = s.offsets[T];
+  }
+  s.resets = at<uint8_t>(rows.second, "resets", {count});
+  return {s, count};
+}
+
 Sizes sizes_of(int64_t time, int64_t batch, int64_t inputs, int64_t hidden) {
   require(time > 0 && batch > 0 && inputs > 0 && hidden > 0, "sizes must be positive");
   elements({time + 1, batch, 4, hidden});
@@ -101,20 +122,18 @@ Sizes sizes_of(int64_t time, int64_t batch, int64_t inputs, int64_t hidden) {
   return {time, batch, inputs, hidden};
 }
 
-int64_t tape_floats(const std::string& name, int cell,
-                    std::tuple<int64_t, int64_t, int64_t> sizes) {
-  const auto [T, B, H] = sizes;
-  sizes_of(T, B, H, H);
-  elements({T + 1, B, 8, H + 64});
-  return variant(name).tape_floats(cell_of(cell), T, B, H);
+int64_t tape_floats(const std::string& name, int cell, int64_t rows, int64_t hidden) {
+  sizes_of(rows, 1, hidden, hidden);
+  elements({rows, 8, hidden + 64});
+  return variant(name).tape_floats(cell_of(cell), rows, hidden);
 }
 
 using WeightTuple = std::tuple<Array, Array, MaybeArray, MaybeArray>;
 using TapeTuple = std::pair<Array, MaybeArray>;
 
 void forward(const std::string& name, int threads, int kind,
-             std::tuple<int64_t, int64_t, int64_t, int64_t> sizes, MaybeArray x,
-             MaybeArray ids, const std::vector<WeightTuple>& weights,
+             std::tuple<int64_t, int64_t, int64_t, int64_t> sizes, const RowsTuple& rows,
+             MaybeArray x, MaybeArray ids, const std::vector<WeightTuple>& weights,
              const std::vector<Array>& masks, Array h0, MaybeArray c0, Array y,
              Array h_end, MaybeArray c_end, const std::vector<TapeTuple>& tapes) {
   const bptt::Kernels& kernels = variant(name);
@@ -129,21 +148,21 @@ void forward(const std::string& name, int threads, int kind,
   require(masks.empty() || masks.size() + 1 == weights.size(),
           "masks belong between layers");
   require(tapes.empty() || tapes.size() == weights.size(), "a tape belongs to a layer");
-  s.time = T;
-  s.batch = B;
+  const auto [steps, N] = steps_of(T, B, rows);
+  s.steps = steps;
   s.inputs = I;
   s.hidden = H;
   s.layers = static_cast<int>(L);
   require(x.has_value() != ids.has_value(), "give x or ids");
-  s.x = at(x, "x", {T, B, I});
-  s.ids = at<int64_t>(ids, "ids", {T, B});
+  s.x = at(x, "x", {N, I});
+  s.ids = at<int64_t>(ids, "ids", {N});
   s.h0 = at(h0, "h0", {L, B, H});
-  s.y = at(y, "y", {T, B, H});
+  s.y = at(y, "y", {N, H});
   s.h_end = at(h_end, "h_end", {L, B, H});
   require(c0.has_value() == lstm && c_end.has_value() == lstm, "c is for LSTM");
   s.c0 = at(c0, "c0", {L, B, H});
   s.c_end = at(c_end, "c_end", {L, B, H});
-  const int64_t tape_size = kernels.tape_floats(s.cell, T, B, H);
+  const int64_t tape_size = kernels.tape_floats(s.cell, N, H);
   std::vector<bptt::StackLayer> layers(weights.size());
   for (size_t l = 0; l < layers.size(); ++l) {
     const auto& [U, W, b_ih, b_hh] = weights[l];
@@ -152,20 +171,20 @@ void forward(const std::string& name, int threads, int kind,
     require(b_ih.has_value() == b_hh.has_value(), "give both biases or none");
     layers[l].b_ih = at(b_ih, "b_ih", {width});
     layers[l].b_hh = at(b_hh, "b_hh", {width});
-    if (l < masks.size()) layers[l].mask = at(masks[l], "mask", {T, B, H});
+    if (l < masks.size()) layers[l].mask = at(masks[l], "mask", {N, H});
     if (tapes.empty()) continue;
     const auto& [h, tape] = tapes[l];
-    layers[l].h = at(h, "h", {T + 1, B, H});
+    layers[l].h = at(h, "h", {B + N, H});
     require(tape.has_value() == (tape_size > 0), "the gated cells have a tape");
     layers[l].tape = at(tape, "tape", {tape_size});
   }
   s.layer = layers.data();
   nb::gil_scoped_release released;
-  if (s.ids) require_ids(s.ids, T * B, I);
+  if (s.ids) require_ids(s.ids, N, I);
   // So few rows that the weights are read, not used again: then memory is the limit.
   const int64_t work = width * (H + (s.ids ? 0 : I)) * L;
-  bptt::Team team(T * B <= 8 ? bptt::useful_threads(threads, 48 * work)
-                             : bptt::useful_threads(threads, T * B * work));
+  bptt::Team team(N <= 8 ? bptt::useful_threads(threads, 12 * work)
+                         : bptt::useful_threads(threads, N * work));
   require_memory(bptt::stack_forward(kernels, team, s));
 }
 
@@ -177,27 +196,28 @@ using GradientTuple =
     std::tuple<int64_t, MaybeArray, MaybeArray, Array, MaybeArray, MaybeArray, MaybeArray,
                MaybeArray, MaybeArray>;
 
-bptt::Gradients gradients_of(const GradientTuple& tuple, int64_t T, int64_t B, int64_t H,
+// rows: of all steps.
+bptt::Gradients gradients_of(const GradientTuple& tuple, int64_t rows, int64_t H,
                              int64_t width) {
   const auto& [I, x, ids, U, dU, dW, db_ih, db_hh, dx] = tuple;
-  sizes_of(T, B, I, H);
+  sizes_of(rows, 1, I, H);
   bptt::Gradients g{};
   g.inputs = I;
   require(x.has_value() != ids.has_value(), "give x or ids");
-  g.x = at(x, "x", {T, B, I});
-  g.ids = at<int64_t>(ids, "ids", {T, B});
+  g.x = at(x, "x", {rows, I});
+  g.ids = at<int64_t>(ids, "ids", {rows});
   g.U = at(U, "U", {width, I});
   g.dU = at(dU, "dU", {width, I});
   g.dW = at(dW, "dW", {width, H});
   g.db_ih = at(db_ih, "db_ih", {width});
   g.db_hh = at(db_hh, "db_hh", {width});
-  g.dx = at(dx, "dx", {T, B, I});
-  if (g.ids) require_ids(g.ids, T * B, I);
+  g.dx = at(dx, "dx", {rows, I});
+  if (g.ids) require_ids(g.ids, rows, I);
   return g;
 }
 
 void backward(const std::string& name, int threads, int kind,
-              std::tuple<int64_t, int64_t, int64_t> sizes,
+              std::tuple<int64_t, int64_t, int64_t> sizes, const RowsTuple& rows_given,
               std::optional<std::pair<int64_t, int64_t>> truncation, Array dy,
               const std::vector<LayerTuple>& layers,
               const std::optional<GradientTuple>& gradients) {
@@ -208,9 +228,9 @@ void backward(const std::string& name, int threads, int kind,
   bptt::Backward b{};
   b.cell = cell_of(kind);
   const int64_t width = bptt::gates(b.cell) * H;
-  const int64_t tape_size = kernels.tape_floats(b.cell, T, B, H);
-  b.time = T;
-  b.batch = B;
+  const auto [steps, N] = steps_of(T, B, rows_given);
+  const int64_t tape_size = kernels.tape_floats(b.cell, N, H);
+  b.steps = steps;
   b.hidden = H;
   b.k1 = truncation ? truncation->first : T;
   b.k2 = truncation ? truncation->second : T;
@@ -218,10 +238,12 @@ void backward(const std::string& name, int threads, int kind,
   elements({b.k1, 4});
   elements({b.k2, 4});
   elements({T + b.k1, B, 4, H});  // no more rows than that run
-  b.dy = at(dy, "dy", {T, B, H});
+  b.dy = at(dy, "dy", {N, H});
   require(!layers.empty() && layers.size() < 1u << 20, "give the layers");
-  require(!gradients || (!truncation && layers.size() == 1),
-          "gradients along the way are those of one layer under full BPTT");
+  require(!gradients || (b.k2 <= b.k1 && b.k1 <= T && layers.size() == 1),
+          "gradients along the way need one layer, and no step that two passes visit");
+  require(!gradients || b.k2 == T || (!steps.offsets && !steps.resets),
+          "gradients lag by lag need rows that are all alike");
   std::vector<bptt::BackwardLayer> each;
   for (const LayerTuple& tuple : layers) {
     const auto& [W, U, h, tape, mask, dh_end, dc_end, delta, dh_start, dc_start] = tuple;
@@ -229,14 +251,14 @@ void backward(const std::string& name, int threads, int kind,
     l.W = at(W, "W", {width, H});
     l.U = each.empty() ? nullptr : at(U, "U", {width, H});
     require(each.empty() || l.U, "U is needed towards the layer below");
-    l.h = at(h, "h", {T + 1, B, H});
+    l.h = at(h, "h", {B + N, H});
     require(tape.has_value() == (tape_size > 0), "the gated cells have a tape");
     l.tape = at(tape, "tape", {tape_size});
-    l.mask = at(mask, "mask", {T, B, H});
+    l.mask = at(mask, "mask", {N, H});
     l.dh_end = at(dh_end, "dh_end", {B, H});
     l.dc_end = at(dc_end, "dc_end", {B, H});
     require(delta.has_value() != gradients.has_value(), "give delta or gradients");
-    l.delta = at(delta, "delta", {T, B, bptt::delta_blocks(b.cell) * H});
+    l.delta = at(delta, "delta", {N, bptt::delta_blocks(b.cell) * H});
     l.dh_start = at(dh_start, "dh_start", {B, H});
     l.dc_start = at(dc_start, "dc_start", {B, H});
     each.push_back(l);
@@ -246,30 +268,31 @@ void backward(const std::string& name, int threads, int kind,
   nb::gil_scoped_release released;
   bptt::Gradients g{};
   if (gradients) {
-    g = gradients_of(*gradients, T, B, H, width);
+    g = gradients_of(*gradients, N, H, width);
     b.gradients = &g;
   }
-  const int64_t rows = T * B * std::min(b.k2, b.k2 / b.k1 + 1);
+  const int64_t rows = N * std::min(b.k2, b.k2 / b.k1 + 1);
   bptt::Team team(bptt::useful_threads(threads, rows * width * H * b.layers * 3));
   require_memory(bptt::layer_backward(kernels, team, b));
 }
 
 void gradients(const std::string& name, int threads, int kind,
-               std::tuple<int64_t, int64_t, int64_t> sizes, Array delta, Array h,
-               const GradientTuple& gradients) {
+               std::tuple<int64_t, int64_t, int64_t> sizes, const RowsTuple& rows,
+               Array delta, Array h, const GradientTuple& gradients) {
   const bptt::Kernels& kernels = variant(name);
   const auto [T, B, H] = sizes;
   sizes_of(T, B, H, H);
   require_threads(threads);
   const Cell cell = cell_of(kind);
-  const float* delta_at = at(delta, "delta", {T, B, bptt::delta_blocks(cell) * H});
-  const float* h_at = at(h, "h", {T + 1, B, H});
+  const auto [steps, N] = steps_of(T, B, rows);
+  const float* delta_at = at(delta, "delta", {N, bptt::delta_blocks(cell) * H});
+  const float* h_at = at(h, "h", {B + N, H});
   nb::gil_scoped_release released;
-  const bptt::Gradients g = gradients_of(gradients, T, B, H, bptt::gates(cell) * H);
+  const bptt::Gradients g = gradients_of(gradients, N, H, bptt::gates(cell) * H);
   bptt::Team team(
-      bptt::useful_threads(threads, T * B * bptt::gates(cell) * H * (H + g.inputs)));
+      bptt::useful_threads(threads, N * bptt::gates(cell) * H * (H + g.inputs)));
   require_memory(
-      bptt::layer_gradients(kernels, team, cell, T, B, H, delta_at, h_at, g));
+      bptt::layer_gradients(kernels, team, cell, steps, H, delta_at, h_at, g));
 }
 
 // A float32 tensor of uninitialised memory that is used again.
@@ -305,14 +328,15 @@ NB_MODULE(_native, m) {
   bptt::watch_forks();
   m.def("variants", &variants);
   m.def("forward", &forward, nb::arg("name"), nb::arg("threads"), nb::arg("cell"),
-        nb::arg("sizes"), nb::arg("x").none(), nb::arg("ids").none(), nb::arg("weights"),
+        nb::arg("sizes"), nb::arg("rows"), nb::arg("x").none(), nb::arg("ids").none(), nb::arg("weights"),
         nb::arg("masks"), nb::arg("h0"), nb::arg("c0").none(), nb::arg("y"),
         nb::arg("h_end"), nb::arg("c_end").none(), nb::arg("tapes"));
-  m.def("tape_floats", &tape_floats, nb::arg("name"), nb::arg("cell"), nb::arg("sizes"));
+  m.def("tape_floats", &tape_floats, nb::arg("name"), nb::arg("cell"), nb::arg("rows"),
+        nb::arg("hidden"));
   m.def("empty", &empty, nb::arg("elements"));
   m.def("backward", &backward, nb::arg("name"), nb::arg("threads"), nb::arg("cell"),
-        nb::arg("sizes"), nb::arg("truncation").none(), nb::arg("dy"), nb::arg("layers"),
+        nb::arg("sizes"), nb::arg("rows"), nb::arg("truncation").none(), nb::arg("dy"), nb::arg("layers"),
         nb::arg("gradients").none());
   m.def("gradients", &gradients, nb::arg("name"), nb::arg("threads"), nb::arg("cell"),
-        nb::arg("sizes"), nb::arg("delta"), nb::arg("h"), nb::arg("gradients"));
+        nb::arg("sizes"), nb::arg("rows"), nb::arg("delta"), nb::arg("h"), nb::arg("gradients"));
 }

@@ -78,11 +78,16 @@ __attribute__((always_inline)) inline void forward_units(const ForwardRow& row, 
 template <Cell kCell>
 class ForwardScan {
  public:
-  explicit ForwardScan(const Forward& forward) : f_(forward) {}
+  explicit ForwardScan(const Forward& forward)
+      : f_(forward), s_(forward.steps), zeros_(forward.steps.resets ? f_.hidden : 0) {}
 
   bool run(Team& team) {
+    if (!zeros_) return false;
+    if (s_.resets)
+      std::memset(zeros_.get(), 0, static_cast<size_t>(f_.hidden) * sizeof(float));
     // So few steps do not earn back the packing of the weights.
-    return f_.time * f_.batch <= kUnpackedRows ? run_unpacked(team) : run_packed(team);
+    return begin_of(s_, s_.time) <= kUnpackedRows ? run_unpacked(team)
+                                                  : run_packed(team);
   }
 
  private:
@@ -100,33 +105,41 @@ class ForwardScan {
   int64_t units(int64_t u) const { return min(kPanel, f_.hidden - u * kPanel); }
   // (hidden) of row b before step t.
   const float* h_before(int64_t t, int64_t b) const {
-    return t ? f_.h + ((t - 1) * f_.batch + b) * f_.hidden : f_.h0 + b * f_.hidden;
+    if (is_reset(s_, t, b)) return zeros_.get();
+    return (t ? f_.h + begin_of(s_, t - 1) * f_.hidden : f_.h0) + b * f_.hidden;
   }
 
   // One thread's share: rows of the batch, panels of units, and where it works.
   struct Part {
     Range rows, panels;
     int64_t ahead;  // steps
-    float* z;       // (panels, ahead, rows, z_blocks, kPanel)
+    float* z;       // (panels, ahead * rows, z_blocks, kPanel)
     float* left;    // rows of x, packed
     float* bias;    // (panels, z_blocks, kPanel)
+    int64_t* first; // (ahead + 1), where the rows of each of the steps begin in z
 
     float* z_at(int64_t u, int64_t step, int64_t row) const {
-      return z + (((u - panels.begin) * ahead + step) * (rows.end - rows.begin) + row -
-                  rows.begin) *
+      return z + ((u - panels.begin) * ahead * (rows.end - rows.begin) + first[step] +
+                  row - rows.begin) *
                      kWidth;
     }
   };
 
+  // How many of a thread's rows have step t.
+  int64_t active(const Part& p, int64_t t) const {
+    return max(0, min(p.rows.end, rows_at(s_, t)) - p.rows.begin);
+  }
+
   bool run_packed(Team& team) {
-    const int64_t H = f_.hidden, B = f_.batch, I = f_.inputs;
+    const int64_t H = f_.hidden, B = s_.batch, I = f_.inputs;
     const int64_t W_panel = H * kPanel, U_panel = I * kPanel;
-    Division division = divide(team.size(), B, panels(), kGates * panels() * W_panel);
-    const int64_t rows = ceil_div(ceil_div(B, kRows), division.row_parts) * kRows;
+    const Division division =
+        divide(team.size(), s_, 1, panels(), kGates * panels() * W_panel);
+    const int64_t rows = division.most_rows();
     const int64_t wide = ceil_div(panels(), division.unit_parts);
-    const int64_t ahead = min(f_.time, max(kAheadFloats / (min(rows, B) * wide * kWidth),
-                                           ceil_div(kLeastAhead, min(rows, B))));
-    const int64_t z_floats = wide * ahead * min(rows, B) * kWidth;
+    const int64_t ahead = min(s_.time, max(kAheadFloats / (rows * wide * kWidth),
+                                           ceil_div(kLeastAhead, rows)));
+    const int64_t z_floats = wide * ahead * rows * kWidth;
     const int64_t left_floats = f_.x ? kBlockRows * kDepth : 0;
     const int64_t each = z_floats + left_floats + wide * kWidth;
     ldh_ = padded_stride(H);
@@ -134,11 +147,12 @@ class ForwardScan {
     Scratch<> U(f_.x ? panels() * kGates * U_panel : 0);
     Scratch<> copies(2 * B * ldh_);
     Scratch<> parts(division.threads() * each);
-    if (!W || !U || !copies || !parts) return false;
+    Scratch<int64_t> firsts(division.threads() * (ahead + 1));
+    if (!W || !U || !copies || !parts || !firsts) return false;
     W_ = W.get();
     U_ = U.get();
     float* h_copy[2] = {copies.get(), copies.get() + B * ldh_};
-    Barrier all, groups[kMostRowParts];
+    Barrier all, groups[kMostGroups];
     all.reset(team.size());
     for (Barrier& barrier : groups) barrier.reset(division.unit_parts);
     auto work = [&](int part) {
@@ -147,18 +161,19 @@ class ForwardScan {
       Part p{};
       if (mine) {
         float* z = parts.get() + part * each;
-        p = {division.rows(part, B), division.panels(part, panels()),
-             ahead, z, z + z_floats, z + z_floats + left_floats};
+        p = {division.rows(part), division.panels(part, panels()), ahead, z,
+             z + z_floats, z + z_floats + left_floats,
+             firsts.get() + part * (ahead + 1)};
         set_bias(p);
         for (int64_t b = p.rows.begin; b < p.rows.end; ++b)
           for (int64_t u = p.panels.begin; u < p.panels.end; ++u)
-            std::memcpy(h_copy[0] + b * ldh_ + u * kPanel, f_.h0 + b * H + u * kPanel,
+            std::memcpy(h_copy[0] + b * ldh_ + u * kPanel, h_before(0, b) + u * kPanel,
                         static_cast<size_t>(units(u)) * sizeof(float));
       }
       all.wait();
       if (!mine) return;
-      for (int64_t t = 0; t < f_.time; ++t) {
-        if (t % ahead == 0) project(p, t, min(ahead, f_.time - t));
+      for (int64_t t = 0; t < s_.time; ++t) {
+        if (t % ahead == 0) project(p, t, min(ahead, s_.time - t));
         step(p, t, h_copy[t % 2], h_copy[(t + 1) % 2]);
         if (division.unit_parts > 1) groups[part / division.unit_parts].wait();
       }
@@ -199,13 +214,15 @@ class ForwardScan {
 
   // z = U x + b of the steps [t, t + steps) for this thread's rows and units.
   void project(const Part& p, int64_t t, int64_t steps) const {
+    p.first[0] = 0;
+    for (int64_t s = 0; s < steps; ++s) p.first[s + 1] = p.first[s] + active(p, t + s);
     for (int64_t u = p.panels.begin; u < p.panels.end; ++u) {
       const float* bias = p.bias + (u - p.panels.begin) * kWidth;
       for (int64_t s = 0; s < steps; ++s)
-        for (int64_t b = p.rows.begin; b < p.rows.end; ++b) {
+        for (int64_t b = p.rows.begin; b < p.rows.begin + active(p, t + s); ++b) {
           float* z = p.z_at(u, s, b);
           std::memcpy(z, bias, kWidth * sizeof(float));
-          if (f_.ids) add_column(f_.ids[(t + s) * f_.batch + b], u, z);
+          if (f_.ids) add_column(f_.ids[begin_of(s_, t + s) + b], u, z);
         }
     }
     if (f_.x) add_products(p, t, steps);
@@ -228,13 +245,17 @@ class ForwardScan {
 
   // z += U x: rows of all steps together, as one product.
   void add_products(const Part& p, int64_t t, int64_t steps) const {
-    const int64_t I = f_.inputs, width = p.rows.end - p.rows.begin;
-    for (int64_t low = 0; low < steps * width; low += kBlockRows) {
-      const int64_t height = min(kBlockRows, steps * width - low);
+    const int64_t I = f_.inputs, all = p.first[steps];
+    for (int64_t low = 0, step = 0; low < all; low += kBlockRows) {
+      const int64_t height = min(kBlockRows, all - low);
+      while (p.first[step + 1] <= low) ++step;
       for (int64_t k = 0; k < I; k += kDepth) {
         const int64_t depth = min(kDepth, I - k);
-        for (int64_t r = 0; r < height; r += kRows)
-          pack_rows(p, t, low + r, min(kRows, height - r), k, depth, p.left + r * depth);
+        for (int64_t r = 0, at = step; r < height; r += kRows) {
+          while (p.first[at + 1] <= low + r) ++at;
+          pack_rows(p, t, at, low + r, min(kRows, height - r), k, depth,
+                    p.left + r * depth);
+        }
         for (int64_t u = p.panels.begin; u < p.panels.end; ++u)
           for (int gate = 0; gate < kGates; ++gate)
             for (int64_t r = 0; r < height; r += kRows)
@@ -247,20 +268,21 @@ class ForwardScan {
     }
   }
 
-  // Rows of x, counted over steps and this thread's rows, in the order of tiles.
-  void pack_rows(const Part& p, int64_t t, int64_t low, int64_t count, int64_t k,
-                 int64_t depth, float* to) const {
-    const int64_t width = p.rows.end - p.rows.begin;
-    const int64_t first = low / width, last = (low + count - 1) / width;
-    if (first == last || width == f_.batch) {  // they lie one after another
-      const int64_t row = (t + first) * f_.batch + p.rows.begin + low - first * width;
-      pack<kRows>(f_.x + row * f_.inputs + k, f_.inputs, 1, count, depth, to);
+  // Rows of x, counted over steps and this thread's rows, in the order of tiles; the
+  // first, `low`, is of step t + step.
+  void pack_rows(const Part& p, int64_t t, int64_t step, int64_t low, int64_t count,
+                 int64_t k, int64_t depth, float* to) const {
+    auto row_of = [&](int64_t i) {
+      while (p.first[step + 1] <= i) ++step;
+      return begin_of(s_, t + step) + p.rows.begin + i - p.first[step];
+    };
+    const bool whole = p.rows.begin == 0 && p.rows.end == s_.batch;
+    if (whole || low + count <= p.first[step + 1]) {  // they lie one after another
+      pack<kRows>(f_.x + row_of(low) * f_.inputs + k, f_.inputs, 1, count, depth, to);
       return;
     }
     for (int64_t i = 0; i < count; ++i) {
-      const int64_t step = (low + i) / width, b = (low + i) % width;
-      const int64_t row = (t + step) * f_.batch + p.rows.begin + b;
-      const float* from = f_.x + row * f_.inputs + k;
+      const float* from = f_.x + row_of(low + i) * f_.inputs + k;
       for (int64_t j = 0; j < depth; ++j) to[j * kRows + i] = from[j];
     }
   }
@@ -268,13 +290,18 @@ class ForwardScan {
   // Step t of this thread's rows and units: z += W h, then the cell's arithmetic.
   void step(const Part& p, int64_t t, const float* h_copy, float* h_next) const {
     const int64_t H = f_.hidden;
-    for (int64_t low = p.rows.begin; low < p.rows.end; low += kGroupRows) {
-      const int64_t count = min(kGroupRows, p.rows.end - low);
-      for (int64_t u = p.panels.begin; u < p.panels.end; ++u) {
+    const int64_t end = p.rows.begin + active(p, t);
+    for (int64_t low = p.rows.begin; low < end; low += kGroupRows) {
+      const int64_t count = min(kGroupRows, end - low);
+      for (int64_t i = p.panels.begin; i < p.panels.end; ++i) {
+        // To and fro: what was read last is still in the cache.
+        const bool back = t & 1;
+        const int64_t u = back ? p.panels.begin + p.panels.end - 1 - i : i;
         for (int64_t b = low; b < low + count; ++b) fetch(t, b, u);
         float* z = p.z_at(u, t % p.ahead, low);
         step_product(count, H, h_copy + low * ldh_, ldh_,
-                     W_ + u * kGates * H * kPanel, H * kPanel, kGates, z, kWidth, true);
+                     W_ + u * kGates * H * kPanel, H * kPanel, kGates, back, z, kWidth,
+                     true);
         for (int64_t b = low; b < low + count; ++b)
           finish(t, b, u, z + (b - low) * kWidth, h_next + b * ldh_);
       }
@@ -292,10 +319,10 @@ class ForwardScan {
       if (part >= threads) return;
       Range mine = share(panels(), 1, part, threads);
       float* z = products.get() + part * kWidth;
-      for (int64_t t = 0; t < f_.time; ++t) {
-        for (int64_t b = 0; b < f_.batch; ++b)
+      for (int64_t t = 0; t < s_.time; ++t) {
+        for (int64_t b = 0; b < rows_at(s_, t); ++b)
           for (int64_t u = mine.begin; u < mine.end; ++u) {
-            const int64_t row = t * f_.batch + b;
+            const int64_t row = begin_of(s_, t) + b;
             bias_blocks(u, z);
             if (f_.ids) add_column(f_.ids[row], u, z);
             for (int gate = 0; gate < kGates; ++gate) {
@@ -321,7 +348,7 @@ class ForwardScan {
   // Prefetches what `finish` will read and write.
   void fetch(int64_t t, int64_t b, int64_t u) const {
     const int64_t H = f_.hidden, at = u * kPanel;
-    const int64_t row = t * f_.batch + b;
+    const int64_t row = begin_of(s_, t) + b;
     prefetch<true>(f_.h + row * H + at, units(u));
     if (f_.y) prefetch<true>(f_.y + row * H + at, units(u));
   }
@@ -329,25 +356,34 @@ class ForwardScan {
   // The cell's arithmetic of step t, row b and panel u.
   void finish(int64_t t, int64_t b, int64_t u, const float* z, float* h_copy) const {
     const int64_t H = f_.hidden, at = u * kPanel;
-    const int64_t row = t * f_.batch + b;
+    const int64_t row = begin_of(s_, t) + b;
+    const size_t bytes = static_cast<size_t>(units(u)) * sizeof(float);
     ForwardRow to{};
     to.z = z;
     to.h_prev = h_before(t, b) + at;
     to.h = f_.h + row * H + at;
     if (f_.y) to.y = f_.y + row * H + at;
     if (h_copy) to.h_copy = h_copy + at;
-    if constexpr (kCell == Cell::kLstm) to.c = f_.c + b * H + at;
+    if constexpr (kCell == Cell::kLstm) {
+      to.c = f_.c + b * H + at;
+      if (is_reset(s_, t, b)) std::memset(to.c, 0, bytes);
+    }
     if (tape_blocks(kCell) && f_.tape)
-      to.tape = f_.tape + tape_at(kCell, panels(), f_.batch, t, u, b);
+      to.tape = f_.tape + tape_at(kCell, panels(), s_, t, u, b);
     for (int64_t unit = 0; unit < units(u); unit += kLanes)
       if (H - at - unit >= kLanes)  // a constant, so that nothing is masked
         forward_units<kCell>(to, static_cast<int>(unit), kLanes);
       else
         forward_units<kCell>(to, static_cast<int>(unit),
                              static_cast<int>(H - at - unit));
+    if (h_copy && s_.resets && t + 1 < s_.time && b < rows_at(s_, t + 1) &&
+        is_reset(s_, t + 1, b))
+      std::memset(to.h_copy, 0, bytes);
   }
 
   const Forward& f_;
+  const Steps& s_;
+  Scratch<> zeros_;  // (hidden), the state of a row that is reset
   int64_t ldh_ = 0;
   float* W_ = nullptr;  // (panels, gates, hidden, kPanel)
   float* U_ = nullptr;  // (panels, gates, inputs, kPanel)

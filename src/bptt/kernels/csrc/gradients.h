@@ -157,9 +157,8 @@ bool all_gradients(Team& team, int64_t rows, int64_t hidden, const float* delta,
   return true;
 }
 
-bool gradients(Team& team, Cell cell, int64_t time, int64_t batch, int64_t hidden,
-               const float* delta, const float* h, const Gradients& g) {
-  const int64_t rows = time * batch;
+bool gradients(Team& team, Cell cell, int64_t rows, int64_t hidden, const float* delta,
+               const float* h, const Gradients& g) {
   switch (cell) {
     case Cell::kTanh:
     case Cell::kRelu:

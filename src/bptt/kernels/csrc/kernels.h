@@ -22,19 +22,29 @@ constexpr int gates(Cell cell) {
 // [0, 3 hidden) are the error of W h and columns [hidden, 4 hidden) that of U x.
 constexpr int delta_blocks(Cell cell) { return cell == Cell::kGru ? 4 : gates(cell); }
 
+// The steps of a batch of rows, which are all alike, or packed: sorted by length, the
+// longest first, and of each step the rows that have it, step after step. `rows` is
+// below the number of all, time * batch or offsets[time].
+struct Steps {
+  int64_t time, batch;
+  const int64_t* offsets;  // (time + 1), where each step's rows begin; null if all alike
+  const uint8_t* resets;   // (rows), whether the state is zeroed before; or null
+};
+
 struct Forward {
   Cell cell;
-  int64_t time, batch, inputs, hidden;
-  const float* x;      // (time, batch, inputs); or null, and then
-  const int64_t* ids;  // (time, batch), each in [0, inputs): one-hot input
+  Steps steps;
+  int64_t inputs, hidden;
+  const float* x;      // (rows, inputs); or null, and then
+  const int64_t* ids;  // (rows), each in [0, inputs): one-hot input
   const float* U;      // (gates * hidden, inputs)
   const float* U_columns;  // for many ids: (inputs, gates * hidden), U transposed
   const float* W;      // (gates * hidden, hidden)
   const float* b_ih;   // (gates * hidden); both biases or none
   const float* b_hh;
   const float* h0;  // (batch, hidden), before the first step
-  float* h;  // (time, batch, hidden)
-  float* y;  // (time, batch, hidden), a copy of h; or null
+  float* h;  // (rows, hidden)
+  float* y;  // (rows, hidden), a copy of h; or null
   float* c;  // LSTM: (batch, hidden), changed in place
   float* tape;  // what the way back needs: Kernels::tape_floats; or null
 };
@@ -43,12 +53,12 @@ struct Forward {
 struct BackwardLayer {
   const float* W;      // (gates * hidden, hidden)
   const float* U;      // (gates * hidden, hidden), towards the layer below; else null
-  const float* h;      // (time + 1, batch, hidden)
+  const float* h;      // (batch + rows, hidden), the initial state before the steps
   const float* tape;   // as this variant's forward wrote it
-  const float* mask;   // (time, batch, hidden) on the way from the layer above; or null
+  const float* mask;   // (rows, hidden) on the way from the layer above; or null
   const float* dh_end; // (batch, hidden), error of the final state; or null
   const float* dc_end;
-  float* delta;        // (time, batch, delta_blocks * hidden), summed over passes; zeros
+  float* delta;        // (rows, delta_blocks * hidden), summed over passes; zeros
                        // where no pass comes by, or where several do
   float* dh_start;     // (batch, hidden), zeros; added to; or null
   float* dc_start;
@@ -66,32 +76,35 @@ struct Gradients {
   float* dW;      // (gates * hidden, hidden); or null
   float* db_ih;   // (gates * hidden); or null
   float* db_hh;   // (gates * hidden); or null
-  float* dx;      // (time, batch, inputs); or null
+  float* dx;      // (rows, inputs); or null
 };
 
 // All passes of a truncation back through a stack of layers of one width.
 struct Backward {
   Cell cell;
-  int64_t time, batch, hidden;
+  Steps steps;
+  int64_t hidden;
   int64_t k1, k2;            // full BPTT is (time, time)
-  const float* dy;           // (time, batch, hidden), error of the top layer's outputs
+  const float* dy;           // (rows, hidden), error of the top layer's outputs
   int layers;
   const BackwardLayer* layer;  // bottom first
-  // For one layer under full BPTT: its gradients, formed along the way from deltas that
-  // are still in the cache; the layer's `delta` is null then. Else null.
+  // For one layer, if no step is visited by two passes (k2 <= k1 <= time): its
+  // gradients, formed along the way from deltas that are still in the cache (under a
+  // truncation for rows that are all alike); the layer's `delta` is null then, and `dx`
+  // is written where a pass comes by. Else null.
   const Gradients* gradients;
 };
 
 struct Kernels {
   const char* name;
   // Size of the tape; its layout is the variant's own. 0 for RNN, whose h is enough.
-  int64_t (*tape_floats)(Cell, int64_t time, int64_t batch, int64_t hidden);
+  int64_t (*tape_floats)(Cell, int64_t rows, int64_t hidden);
   bool (*forward)(Team&, const Forward&);
   bool (*backward)(Team&, const Backward&);
-  // The gradients from deltas (time, batch, delta_blocks * hidden), h being (time + 1,
-  // batch, hidden).
-  bool (*gradients)(Team&, Cell, int64_t time, int64_t batch, int64_t hidden,
-                    const float* delta, const float* h, const Gradients&);
+  // The gradients from deltas (rows, delta_blocks * hidden) and the states before their
+  // steps, h (rows, hidden).
+  bool (*gradients)(Team&, Cell, int64_t rows, int64_t hidden, const float* delta,
+                    const float* h, const Gradients&);
   // to (n, m) = the transpose of from (m, n).
   void (*transpose)(Team&, int64_t m, int64_t n, const float* from, float* to);
 };

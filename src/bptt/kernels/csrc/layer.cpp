@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "scratch.h"
+#include "steps.h"
 
 namespace bptt {
 namespace {
@@ -10,11 +11,13 @@ namespace {
 // With so many more words than tokens, single columns of U cost less than all of U.
 bool few_tokens(int64_t tokens, int64_t words) { return tokens * 8 < words; }
 
+int64_t rows_of(const Steps& s) { return begin_of(s, s.time); }
+
 }  // namespace
 
 bool layer_forward(const Kernels& kernels, Team& team, Forward f) {
   const int64_t width = gates(f.cell) * f.hidden;
-  const bool transpose = f.ids && !few_tokens(f.time * f.batch, f.inputs);
+  const bool transpose = f.ids && !few_tokens(rows_of(f.steps), f.inputs);
   Scratch<> columns(transpose ? f.inputs * width : 0);
   if (!columns) return false;
   if (transpose) {
@@ -25,12 +28,26 @@ bool layer_forward(const Kernels& kernels, Team& team, Forward f) {
 }
 
 int useful_threads(int threads, int64_t multiplications) {
-  constexpr int64_t kWorthWaking = 12 << 20;  // a quarter of a millisecond of one thread
+  constexpr int64_t kWorthWaking = 3 << 20;  // a tenth of a millisecond of one thread
   return multiplications < kWorthWaking ? 1 : threads;
 }
 
+namespace {
+
+// to (batch, hidden) = the state that each row ends with, from h (rows, hidden).
+void copy_ends(const Steps& s, int64_t hidden, const float* h, float* to) {
+  for (int64_t t = s.time - 1, ended = 0; ended < s.batch; --t) {
+    const int64_t rows = rows_at(s, t);  // from `ended` on, this step is their last
+    std::copy_n(h + (begin_of(s, t) + ended) * hidden, (rows - ended) * hidden,
+                to + ended * hidden);
+    ended = rows;
+  }
+}
+
+}  // namespace
+
 bool stack_forward(const Kernels& kernels, Team& team, const Stack& s) {
-  const int64_t state = s.batch * s.hidden, steps = s.time * state;
+  const int64_t state = s.steps.batch * s.hidden, steps = rows_of(s.steps) * s.hidden;
   const bool is_lstm = s.cell == Cell::kLstm;
   // What passes between layers, where no tape holds it.
   const bool loose = s.layers > 1 && !s.layer[0].h;
@@ -40,8 +57,7 @@ bool stack_forward(const Kernels& kernels, Team& team, const Stack& s) {
   if (!between || !input) return false;
   Forward f{};
   f.cell = s.cell;
-  f.time = s.time;
-  f.batch = s.batch;
+  f.steps = s.steps;
   f.hidden = s.hidden;
   f.inputs = s.inputs;
   f.x = s.x;
@@ -67,7 +83,7 @@ bool stack_forward(const Kernels& kernels, Team& team, const Stack& s) {
     }
     f.tape = layer.tape;
     if (!layer_forward(kernels, team, f)) return false;
-    std::copy_n(f.h + steps - state, state, s.h_end + l * state);
+    copy_ends(s.steps, s.hidden, f.h, s.h_end + l * state);
     f.inputs = s.hidden;
     f.ids = nullptr;
     f.x = f.h;
@@ -103,20 +119,26 @@ bool with_columns(const Kernels& kernels, Team& team, int64_t tokens, int64_t wi
 
 bool layer_backward(const Kernels& kernels, Team& team, Backward b) {
   if (!b.gradients) return kernels.backward(team, b);
-  return with_columns(kernels, team, b.time * b.batch, gates(b.cell) * b.hidden,
+  return with_columns(kernels, team, rows_of(b.steps), gates(b.cell) * b.hidden,
                       *b.gradients, [&](const Gradients& g) {
                         b.gradients = &g;
                         return kernels.backward(team, b);
                       });
 }
 
-bool layer_gradients(const Kernels& kernels, Team& team, Cell cell, int64_t time,
-                     int64_t batch, int64_t hidden, const float* delta, const float* h,
+bool layer_gradients(const Kernels& kernels, Team& team, Cell cell, const Steps& steps,
+                     int64_t hidden, const float* delta, const float* h,
                      Gradients gradients) {
-  return with_columns(kernels, team, time * batch, gates(cell) * hidden, gradients,
+  const int64_t rows = rows_of(steps);
+  Scratch<> before(is_plain(steps) ? 0 : rows * hidden);
+  if (!before) return false;
+  if (!is_plain(steps)) {
+    states_before(steps, 0, steps.time, h, hidden, 0, 1, before.get());
+    h = before.get();
+  }
+  return with_columns(kernels, team, rows, gates(cell) * hidden, gradients,
                       [&](const Gradients& g) {
-                        return kernels.gradients(team, cell, time, batch, hidden, delta,
-                                                 h, g);
+                        return kernels.gradients(team, cell, rows, hidden, delta, h, g);
                       });
 }
 

@@ -6,11 +6,12 @@
 
 namespace bptt {
 
-// `U_columns` and `dU_columns` need not be given; dU is (gates * hidden, inputs).
+// `U_columns` and `dU_columns` need not be given; dU is (gates * hidden, inputs); h is
+// (batch + rows, hidden), as in BackwardLayer.
 bool layer_forward(const Kernels&, Team&, Forward);
 bool layer_backward(const Kernels&, Team&, Backward);
-bool layer_gradients(const Kernels&, Team&, Cell, int64_t time, int64_t batch,
-                     int64_t hidden, const float* delta, const float* h, Gradients);
+bool layer_gradients(const Kernels&, Team&, Cell, const Steps&, int64_t hidden,
+                     const float* delta, const float* h, Gradients);
 
 // One layer of a stack on the way forward; shapes as in Forward.
 struct StackLayer {
@@ -18,21 +19,22 @@ struct StackLayer {
   const float* W;
   const float* b_ih;
   const float* b_hh;
-  const float* mask;  // (time, batch, hidden) on the way to the layer above; or null
-  float* h;     // (time + 1, batch, hidden), entry 0 the state before; or null, and
+  const float* mask;  // (rows, hidden) on the way to the layer above; or null
+  float* h;     // (batch + rows, hidden), the initial state first; or null, and
   float* tape;  // then null too
 };
 
 struct Stack {
   Cell cell;
-  int64_t time, batch, inputs, hidden;
+  Steps steps;
+  int64_t inputs, hidden;
   int layers;
   const StackLayer* layer;  // bottom first
   const float* x;           // as in Forward
   const int64_t* ids;
   const float* h0;  // (layers, batch, hidden)
   const float* c0;  // LSTM: the same
-  float* y;         // (time, batch, hidden), of the top layer
+  float* y;         // (rows, hidden), of the top layer
   float* h_end;     // (layers, batch, hidden)
   float* c_end;
 };

@@ -14,42 +14,102 @@ constexpr int64_t kGroupRows = 4 * kRows;
 // should fit its second-level cache.
 constexpr int64_t kResidentFloats = 192 * 1024;
 
+constexpr int kMostRowParts = 256;
 // Groups of threads that divide the units of the same rows.
-constexpr int kMostRowParts = 16;
+constexpr int kMostGroups = 16;
 
 // Threads that hold different rows never wait for each other. Those that divide the
 // units of the same rows meet at a barrier a step, but each keeps its share of the
 // weights in its cache.
 struct Division {
   int row_parts, unit_parts;
+  int64_t cuts[kMostRowParts + 1];  // where the rows of each part begin, and their end
 
   int threads() const { return row_parts * unit_parts; }
-  Range rows(int part, int64_t rows) const {
-    return share(rows, kRows, part / unit_parts, row_parts);
+  Range rows(int part) const {
+    return {cuts[part / unit_parts], cuts[part / unit_parts + 1]};
+  }
+  int64_t most_rows() const {
+    int64_t most = 0;
+    for (int i = 0; i < row_parts; ++i) most = max(most, cuts[i + 1] - cuts[i]);
+    return most;
   }
   Range panels(int part, int64_t panels) const {
     return share(panels, 1, part % unit_parts, unit_parts);
   }
 };
 
-// weights: floats that a step multiplies with; rows: beside each other in a step.
-inline Division divide(int threads, int64_t rows, int64_t panels, int64_t weights) {
-  // Below this many multiplications a step, meeting costs more than it saves.
-  constexpr int64_t kWorthMeeting = 48 * 1024;
+// The steps, over all kRows rows from `block` on, that have any of those rows.
+inline int64_t steps_of_block(const Steps& s, int64_t block) {
+  int64_t low = 0, high = s.time;  // steps that have the block's first row
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (rows_at(s, middle) > block * kRows)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return low;
+}
+
+// Cuts the rows of a batch that is alike in all steps into equal parts.
+inline void cut_equally(Division& division, int64_t rows) {
+  for (int i = 0; i < division.row_parts; ++i) {
+    const Range part = share(rows, kRows, i, division.row_parts);
+    division.cuts[i] = part.begin;
+    division.cuts[i + 1] = part.end;
+  }
+}
+
+// Cuts the rows of a ragged batch, the longest first, into parts of much the same work;
+// returns the largest part's share of the steps of the longest row.
+inline double cut_by_work(Division& division, const Steps& s) {
+  const int64_t blocks = ceil_div(s.batch, kRows);
+  int64_t all = 0;
+  for (int64_t block = 0; block < blocks; ++block) all += steps_of_block(s, block);
+  int64_t block = 0, done = 0, most = 0;
+  for (int i = 0; i < division.row_parts; ++i) {
+    const int64_t from = done;
+    division.cuts[i] = block * kRows;
+    // The block that crosses the part's end goes to whichever side it fits better.
+    for (int64_t next; block < blocks; ++block, done += next) {
+      next = steps_of_block(s, block);
+      if ((done + next / 2) * division.row_parts >= all * (i + 1)) break;
+    }
+    division.cuts[i + 1] = min(block * kRows, s.batch);
+    most = max(most, done - from);
+  }
+  return static_cast<double>(most) / static_cast<double>(s.time);
+}
+
+// weights: floats that a step multiplies with; passes: of a truncation, each with the
+// rows of all steps, side by side.
+inline Division divide(int threads, const Steps& steps, int64_t passes, int64_t panels,
+                       int64_t weights) {
+  const int64_t rows = passes * steps.batch;
+  const bool ragged = steps.offsets && passes == 1;
+  // Below this many multiplications a step, meeting (0.1 us) costs more than it saves.
+  constexpr int64_t kWorthMeeting = 6 * 1024;
   int64_t blocks = ceil_div(rows, kRows);
-  Division best{1, 1};
+  Division best{1, 1, {}};
   double least = 0;
   for (int units = 1; units <= threads && units <= panels; ++units) {
     if (units > 1 && rows * weights < kWorthMeeting * units) break;
-    int64_t most = units > 1 ? min(blocks, kMostRowParts) : blocks;
-    int row_parts = static_cast<int>(min(threads / units, most));
-    double cost = static_cast<double>(ceil_div(blocks, row_parts)) *
-                  static_cast<double>(ceil_div(panels, units));
+    int row_parts =
+        static_cast<int>(min(threads / units, min(blocks, units > 1 ? kMostGroups
+                                                                    : kMostRowParts)));
+    Division candidate{row_parts, units, {}};
+    double share = static_cast<double>(ceil_div(blocks, row_parts));
+    if (ragged)
+      share = cut_by_work(candidate, steps);
+    else
+      cut_equally(candidate, rows);
+    double cost = share * static_cast<double>(ceil_div(panels, units));
     if (units > 1) cost *= 1.1;
     if (weights / units > kResidentFloats) cost *= 1.25;
     if (units == 1 || cost < least) {
       least = cost;
-      best = {row_parts, units};
+      best = candidate;
     }
   }
   return best;
@@ -69,17 +129,20 @@ inline void prefetch(const float* from, int64_t floats) {
 }
 
 // A step's product: c (rows, count * kPanel), rows of stride ldc, = [c +] a (rows, depth)
-// times panels b[0 .. count), each (depth, kPanel); rows up to kGroupRows.
+// times panels b[0 .. count), each (depth, kPanel), the last one first if `back`; rows up
+// to kGroupRows.
 inline void step_product(int64_t rows, int64_t depth, const float* a, int64_t lda,
-                         const float* b, int64_t panel_stride, int count, float* c,
-                         int64_t ldc, bool add) {
+                         const float* b, int64_t panel_stride, int count, bool back,
+                         float* c, int64_t ldc, bool add) {
   for (int64_t k = 0; k < depth; k += kDepth) {
     int64_t piece = min(kDepth, depth - k);
-    for (int p = 0; p < count; ++p)
+    for (int i = 0; i < count; ++i) {
+      const int p = back ? count - 1 - i : i;
       for (int64_t r = 0; r < rows; r += kRows)
         tile<false>(min(kRows, rows - r), piece, a + r * lda + k, lda,
                     b + p * panel_stride + k * kPanel, c + r * ldc + p * kPanel, ldc,
                     add || k > 0);
+    }
   }
 }
 

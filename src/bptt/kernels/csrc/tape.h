@@ -3,6 +3,7 @@
 #pragma once
 
 #include "pack.h"
+#include "steps.h"
 
 namespace bptt {
 namespace {
@@ -14,13 +15,14 @@ constexpr int tape_blocks(Cell cell) {
 }
 
 // Where the blocks of a step, panel and row begin.
-inline int64_t tape_at(Cell cell, int64_t panels, int64_t batch, int64_t step, int64_t u,
-                       int64_t row) {
-  return ((step * panels + u) * batch + row) * tape_blocks(cell) * kPanel;
+inline int64_t tape_at(Cell cell, int64_t panels, const Steps& steps, int64_t t,
+                       int64_t u, int64_t row) {
+  return (begin_of(steps, t) * panels + u * rows_at(steps, t) + row) *
+         tape_blocks(cell) * kPanel;
 }
 
-inline int64_t tape_floats(Cell cell, int64_t time, int64_t batch, int64_t hidden) {
-  return time * ceil_div(hidden, kPanel) * batch * tape_blocks(cell) * kPanel;
+inline int64_t tape_floats(Cell cell, int64_t rows, int64_t hidden) {
+  return rows * ceil_div(hidden, kPanel) * tape_blocks(cell) * kPanel;
 }
 
 }  // namespace
