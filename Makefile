@@ -23,14 +23,14 @@ check: $(INSTALLED_DEV)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-# The kernels in a C++ program, under the address, undefined-behaviour and thread
-# sanitizers.
+# The kernels and their memory in C++ programs, under the address, undefined-behaviour
+# and thread sanitizers.
 sanitize:
 	for kind in address,undefined thread; do \
 	  cmake -S . -B build/$$kind -DBPTT_TESTS=ON -DCMAKE_BUILD_TYPE=Debug \
 	    -DCMAKE_CXX_FLAGS="-O1 -g -fsanitize=$$kind -fno-sanitize-recover=all" && \
 	  cmake --build build/$$kind --parallel 2 && \
-	  build/$$kind/test_kernels || exit 1; \
+	  build/$$kind/test_blocks && build/$$kind/test_kernels || exit 1; \
 	done
 
 format: $(INSTALLED_DEV)

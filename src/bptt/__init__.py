@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bptt import cells as cells
     from bptt import tutorial as tutorial
     from bptt.errors import CheckpointError as CheckpointError
     from bptt.errors import GradientError as GradientError
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from bptt.modules import GRU as GRU
     from bptt.modules import LSTM as LSTM
     from bptt.modules import RNN as RNN
+    from bptt.modules import Accelerated as Accelerated
+    from bptt.modules import Recurrent as Recurrent
+    from bptt.modules import Stateful as Stateful
+    from bptt.modules import accelerate as accelerate
     from bptt.truncation import Truncation as Truncation
     from bptt.verify import GradientReport as GradientReport
     from bptt.verify import check_gradients as check_gradients
@@ -30,14 +35,18 @@ _HOME = {
     "GRU": "bptt.modules",
     "LSTM": "bptt.modules",
     "RNN": "bptt.modules",
+    "Accelerated": "bptt.modules",
+    "Stateful": "bptt.modules",
+    "accelerate": "bptt.modules",
+    "Recurrent": "bptt.modules",
     "LanguageModel": "bptt.language_model",
     "Truncation": "bptt.truncation",
     "GradientReport": "bptt.verify",
     "check_gradients": "bptt.verify",
 }
-_MODULES = ("tutorial",)
+_MODULES = ("cells", "tutorial")
 
-__all__ = ["__version__", "tutorial", *_HOME]
+__all__ = ["__version__", *_MODULES, *_HOME]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,8 @@ The forward pass keeps the tape and builds no graph of steps; the backward pass 
 loop of `through_time` with the truncation: by the native core where it applies, else by
 the definition. Where a derivative of the gradient is asked
 for (`create_graph=True`), the backward pass runs the same loop differentiably, so
-double backward holds under every truncation. Inside `torch.func` transforms and
+double backward holds under every truncation. Within a memory budget that not all fits,
+`recompute` keeps states instead of the tape. Inside `torch.func` transforms and
 forward-mode differentiation the forward pass is left to them to differentiate.
 """
 
@@ -16,10 +17,12 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from bptt import through_time
+from bptt import recompute, through_time
 from bptt.cells import Cell, Tape
 from bptt.cells.base import State
 from bptt.kernels import choice, native
+from bptt.memory import Budget, Plan
+from bptt.recompute import PackedMask, by_layer, stacked
 from bptt.rows import Rows
 from bptt.through_time import Layer
 from bptt.truncation import Truncation
@@ -51,9 +54,10 @@ def run(
     layers: Sequence[Layer],
     x: Tensor,
     initial: State,
-    masks: Sequence[Tensor],
+    masks: Sequence[Tensor | PackedMask],
     truncation: Truncation,
     rows: Rows,
+    budget: Budget | None = None,
 ) -> tuple[Tensor, State]:
     """A stack of layers over a sequence, differentiable as the truncation says.
 
@@ -62,15 +66,17 @@ def run(
         x: (time, batch, input) floats or (time, batch) int64 ids; packed if `rows` are
             ragged.
         initial: the state before the first step, parts (layers, batch, state).
-        masks: as for `through_time.forward`.
+        masks: as for `through_time.forward`; or packed, which a budget wants.
         truncation: which errors go how far back.
         rows: which steps the rows have, and where they are reset.
+        budget: what may be kept for the backward pass; None for all.
 
     Returns:
         Outputs (time, batch, state) of the top layer, packed if `rows` are ragged, and
         the final state, parts (layers, batch, state).
 
     Raises:
+        ValueError: nothing keeps to the budget.
         NotImplementedError: inside a `torch.func` transform or forward-mode
             differentiation with a truncation that cuts something: they differentiate
             the forward pass, where nothing is cut.
@@ -83,25 +89,37 @@ def run(
                 "forward-mode differentiation, which differentiate the whole "
                 "sequence; set the module's truncation to None there"
             )
-        return _defined(layers, x, initial, masks, rows)
+        return _defined(layers, x, initial, _numbers(masks), rows)
+    packed = tuple(mask for mask in masks if isinstance(mask, PackedMask))
+    plain = [mask for mask in masks if isinstance(mask, Tensor)]
     kernel = (
         choice.active()
-        if native.applies(layers, x, (*masks, *tensors), rows)
+        if native.applies(layers, x, (*plain, *tensors), rows)
         else choice.TORCH
     )
     if torch.is_grad_enabled() and (
         x.requires_grad or any(t is not None and t.requires_grad for t in tensors)
     ):
         cells = tuple(layer.cell for layer in layers)
-        plan = _Plan(cells, truncation, rows, len(masks), kernel)
+        division = None
+        if budget is not None:
+            division = recompute.plan_for(
+                kernel, layers, x, packed, truncation, rows, budget
+            )
+        if division is None:
+            masks, packed = _numbers(masks), ()
+        else:
+            masks = plain
+        plan = _Plan(cells, truncation, rows, len(masks), kernel, division, packed)
         y, *final = _ThroughTime.apply(  # type: ignore[no-untyped-call]
             plan, layers, x, *masks, *tensors
         )
         return y, tuple(final)
+    plain = _numbers(masks)
     if kernel != choice.TORCH:
-        y, end, _ = native.forward(kernel, layers, x, initial, masks, rows, keep=False)
+        y, end, _ = native.forward(kernel, layers, x, initial, plain, rows, keep=False)
         return y, end
-    return _defined(layers, x, initial, masks, rows)
+    return _defined(layers, x, initial, plain, rows)
 
 
 def inside_transform() -> bool:
@@ -120,6 +138,8 @@ class _Plan(NamedTuple):
     rows: Rows
     masks: int
     kernel: str
+    division: Plan | None  # where not all is kept
+    packed: tuple[PackedMask, ...]
 
     def layers(self, tensors: Sequence[Tensor | None]) -> list[Layer]:
         """The inverse of `_weights`."""
@@ -147,22 +167,26 @@ class _ThroughTime(torch.autograd.Function):
         """Keep the inputs and the tape; the tensors are masks, weights, the state."""
         masks = [m for m in tensors[: plan.masks] if m is not None]
         initial = plan.state(tensors[plan.masks :])
-        if plan.kernel != choice.TORCH:
+        tapes: list[Tape] = []
+        kept: State = ()
+        if plan.division is not None:
+            again = recompute.Recomputation(
+                plan.division, plan.kernel, layers, x, plan.packed, plan.rows
+            )
+            y, final, kept = again.forward(initial)
+        elif plan.kernel != choice.TORCH:
             y, final, tapes = native.forward(
                 plan.kernel, layers, x, initial, masks, plan.rows, keep=True
             )
         else:
-            tapes = through_time.forward(
-                layers, x, _by_layer(initial), masks, plan.rows
-            )
+            tapes = through_time.forward(layers, x, by_layer(initial), masks, plan.rows)
             y, ends = through_time.outputs(tapes, plan.rows)
             # A copy: changing the outputs in place, as with torch.nn, is allowed.
-            y, final = y.clone(), _stacked(ends)
+            y, final = y.clone(), stacked(ends)
         ctx.plan = plan
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(
-            x, *tensors, *(t for tape in tapes for t in (*tape.states, *tape.kept))
-        )
+        kept += tuple(t for tape in tapes for t in (*tape.states, *tape.kept))
+        ctx.save_for_backward(x, *tensors, *kept)
         ctx.tape_sizes = [(len(tape.states), len(tape.kept)) for tape in tapes]
         return y, *final
 
@@ -184,17 +208,31 @@ class _ThroughTime(torch.autograd.Function):
         given = next((d for d in (dy, *dfinal) if d is not None), initial[0])
         if dy is None:
             steps = x.shape[:1] if plan.rows.is_ragged else x.shape[:2]
-            dy = given.new_zeros(*steps, initial[0].shape[-1])
+            shape = (*steps, initial[0].shape[-1])
+            is_whole = plan.division is None
+            dy = given.new_zeros(shape if is_whole else 1).expand(shape)
         needs_dx = needs[2] and x.is_floating_point()
         needs_dstate = any(needs[-len(initial) :])
+        is_plain = not (
+            torch.is_grad_enabled()
+            or inside_transform()
+            or any(map(_is_batched, (dy, *dfinal)))
+        )
         is_native = plan.kernel != choice.TORCH
-        if (
+        applies = (
             is_native
-            and not torch.is_grad_enabled()
-            and not inside_transform()
-            and not any(map(_is_batched, (dy, *dfinal)))
+            and is_plain
             and native.applies(layers, x, (dy, *dfinal), plan.rows)
-        ):
+        )
+        if plan.division is not None and is_plain:
+            kernel = plan.kernel if applies else choice.TORCH
+            again = recompute.Recomputation(
+                plan.division, kernel, layers, x, plan.packed, plan.rows
+            )
+            dx, gradients, dstate = again.backward(
+                initial, tuple(kept), dy, dfinal, needs_dx=needs_dx
+            )
+        elif applies:
             dx, gradients, dstate = native.backward(
                 plan.kernel,
                 layers,
@@ -210,24 +248,25 @@ class _ThroughTime(torch.autograd.Function):
             )
         else:
             # The core's tapes are of no use to the definition.
-            again = is_native or torch.is_grad_enabled()
+            anew = is_native or torch.is_grad_enabled() or plan.division is not None
+            numbers = masks or _numbers(plan.packed)
             ends = tuple(
                 given.new_zeros(initial[0].shape) if d is None else d for d in dfinal
             )
             dx, gradients = through_time.backward(
                 layers,
                 x,
-                masks,
-                through_time.forward(layers, x, _by_layer(initial), masks, plan.rows)
-                if again
+                numbers,
+                through_time.forward(layers, x, by_layer(initial), numbers, plan.rows)
+                if anew
                 else _tapes(kept, ctx.tape_sizes, plan.rows.cut()),
                 dy,
-                _by_layer(ends),
+                by_layer(ends),
                 plan.truncation,
                 plan.rows,
                 needs_dx=needs_dx,
             )
-            dstate = _stacked([g.dstate for g in gradients])
+            dstate = stacked([g.dstate for g in gradients])
         return (
             None,
             None,
@@ -251,19 +290,14 @@ def _defined(
     rows: Rows,
 ) -> tuple[Tensor, State]:
     """`run` by the definition, which leaves its derivative to others."""
-    tapes = through_time.forward(layers, x, _by_layer(initial), masks, rows)
+    tapes = through_time.forward(layers, x, by_layer(initial), masks, rows)
     y, final = through_time.outputs(tapes, rows)
-    return y, _stacked(final)
+    return y, stacked(final)
 
 
-def _by_layer(state: State) -> list[State]:
-    """Each layer's state, parts (batch, state), from parts (layers, batch, state)."""
-    return list(zip(*(part.unbind(0) for part in state), strict=True))
-
-
-def _stacked(states: Sequence[State]) -> State:
-    """The inverse of `_by_layer`."""
-    return tuple(torch.stack(parts) for parts in zip(*states, strict=True))
+def _numbers(masks: Sequence[Tensor | PackedMask]) -> list[Tensor]:
+    """Masks as `through_time` takes them."""
+    return [m.numbers() if isinstance(m, PackedMask) else m for m in masks]
 
 
 def _weights(layers: Sequence[Layer]) -> list[Tensor | None]:

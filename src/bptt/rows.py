@@ -71,6 +71,28 @@ class Rows:
         """The packed index of each row's last step."""
         return self.offsets[self.lengths - 1] + torch.arange(self.batch)
 
+    def span(self, start: int, stop: int) -> slice:
+        """Where the steps [start, stop) stand in a sequence of these rows."""
+        if self.batch_sizes is None:
+            return slice(start, stop)
+        return slice(int(self.offsets[start]), int(self.offsets[stop]))
+
+    def running(self, step: int) -> int:
+        """How many rows have this step, 0 for the one after the last."""
+        if step == self.time:
+            return 0
+        return self.batch if self.batch_sizes is None else int(self.batch_sizes[step])
+
+    def part(self, start: int, stop: int) -> "Rows":
+        """The steps [start, stop) of those rows that have the first of them."""
+        resets = self.resets
+        if resets is not None:
+            resets = resets[self.span(start, stop)]
+        if self.batch_sizes is None:
+            return Rows(stop - start, self.batch, None, resets)
+        sizes = self.batch_sizes[start:stop]
+        return Rows(stop - start, self.running(start), sizes, resets)
+
     def cut(self) -> Bool[Tensor, "time batch"] | None:
         """Steps before which a padded sequence's state is zeroed; None for none.
 

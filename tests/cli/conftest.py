@@ -1,4 +1,5 @@
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,8 +8,16 @@ from typing import Any
 import pytest
 import torch
 
+from bptt import kernels
 from bptt.cli import main
 from training.problems import text
+
+
+@pytest.fixture(autouse=True, scope="session")
+def chosen():
+    """The kernel; what a command says about it is tested by itself."""
+    with warnings.catch_warnings(action="ignore"):
+        kernels.active()
 
 
 @pytest.fixture(autouse=True)

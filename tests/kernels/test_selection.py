@@ -2,10 +2,13 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -85,6 +88,15 @@ FRESH = {  # name -> (BPTT_KERNEL, whether the extension is installed, "asked fi
 }
 
 
+def test_where_there_is_a_compiler_the_core_is_installed():
+    """The install falls back on the definition, also from a mistake in our own code."""
+    headers = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    compilers = [shutil.which(name) for name in ("c++", "g++", "clang++")]
+    if not any(compilers) or not headers.exists() or os.name == "nt":
+        pytest.skip("the core cannot be compiled here")
+    assert NATIVES, "pip install --verbose shows why the core was not compiled"
+
+
 @pytest.fixture(scope="module")
 def fresh():
     """What fresh processes say."""
@@ -137,7 +149,8 @@ def test_without_the_extension_the_definition_runs_and_says_so_once(fresh):
     assert says["steps"] == 8
     (warning,) = says["warned"]
     assert "\n" not in warning
-    assert "BPTT_KERNEL=torch" in warning
+    for part in ("BPTT_KERNEL=torch", "compiler", "pip install --verbose"):
+        assert part in warning
 
 
 def test_without_the_extension_torch_by_name_is_no_reason_to_warn(fresh):

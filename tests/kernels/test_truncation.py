@@ -60,6 +60,15 @@ def test_odd_widths_and_stacks(kind, truncation):
         assert_cut(Case(kind, hidden, batch, 13, inputs=6, layers=layers), truncation)
 
 
+@pytest.mark.parametrize("options", [{}, {"ids": True}, {"bias": False}], ids=str)
+@KIND
+def test_one_layer_whose_lags_have_rows_for_a_product(kind, options):
+    """Then the gradients are formed along the way, if no step is visited twice."""
+    for k1, k2 in [(1, 1), (3, 3), (4, 2), (5, 5), (7, 3), (3, 4)]:
+        case = Case(kind, 21, batch=130, time=7, inputs=6, **options)
+        assert_cut(case, Truncation(k1, k2))
+
+
 OPTIONS = [
     {"bidirectional": True},
     {"batch_first": True, "bias": False},

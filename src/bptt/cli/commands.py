@@ -1,9 +1,9 @@
 """What the subcommands do."""
 
 import json
-import math
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -15,15 +15,15 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from bptt import verify
+from bptt import kernels, verify
 from bptt.cli.arguments import Check, Command, Evaluate, Generate, Train
+from bptt.cli.output import printable, sentence, table, write_json
 from bptt.cli.progress import TrainingProgress, console, tracked
 from bptt.errors import CheckpointError, InputError
 from bptt.language_model import CONFIG, LanguageModel, ModelConfig, read_config
 from bptt.storage import MANIFEST
 from bptt.text import Tokenizer, read_text
 from bptt.training import (
-    Measurement,
     Options,
     RunFolder,
     Stopped,
@@ -42,6 +42,7 @@ _SAMPLE_TOKENS = 300
 
 def run(command: Command) -> int:
     """Run a parsed command; the exit code."""
+    _choose_kernel()
     match command:
         case Train():
             return train(command)
@@ -51,6 +52,15 @@ def run(command: Command) -> int:
             return generate(command)
         case Check():
             return check_gradients(command)
+
+
+def _choose_kernel() -> None:
+    """Choose it now, so that what there is to say about it is one plain line."""
+    with warnings.catch_warnings(record=True) as said, _as_input_error():
+        warnings.simplefilter("always")
+        kernels.active()
+    for warning in said:
+        sys.stderr.write(f"bptt: {warning.message}\n")
 
 
 def train(command: Train) -> int:
@@ -93,9 +103,9 @@ def train(command: Train) -> int:
                 f"with --out {escape(str(path))} --resume"
             )
             return 128 + received[0]
-    to.print(f"\nOn the held-out text: {_sentence(measured)}")
+    to.print(f"\nOn the held-out text: {sentence(measured)}")
     sample = model.generate(length=_SAMPLE_TOKENS, temperature=0.8, seed=config.seed)
-    to.print(f"\nA sample:\n{escape(_printable(sample.strip()))}\n")
+    to.print(f"\nA sample:\n{escape(printable(sample.strip()))}\n")
     to.print("The run, for bptt evaluate and bptt generate, is in")
     sys.stdout.write(f"{path}\n")
     return 0
@@ -124,7 +134,7 @@ def evaluate_run(command: Evaluate) -> int:
     with progress:
         measured = evaluate(model, watched())
     if command.json:
-        _write_json(
+        write_json(
             {
                 "loss": measured.loss,
                 "perplexity": measured.perplexity,
@@ -133,7 +143,7 @@ def evaluate_run(command: Evaluate) -> int:
             }
         )
     else:
-        sys.stdout.write(_sentence(measured) + "\n")
+        sys.stdout.write(sentence(measured) + "\n")
     return 0
 
 
@@ -147,7 +157,7 @@ def generate(command: Generate) -> int:
             temperature=command.temperature,
             seed=command.seed,
         )
-    sys.stdout.write((_printable(text) if sys.stdout.isatty() else text) + "\n")
+    sys.stdout.write((printable(text) if sys.stdout.isatty() else text) + "\n")
     return 0
 
 
@@ -159,37 +169,19 @@ def check_gradients(command: Check) -> int:
         certificates = verify.certify(lambda _: advance())
     failed = [c for c in certificates if not c.passed]
     if command.json:
-        _write_json(
+        write_json(
             {
                 "passed": not failed,
                 "cases": [asdict(certificate) for certificate in certificates],
             }
         )
     else:
-        sys.stdout.write(_table(certificates))
+        sys.stdout.write(table(certificates))
     if failed:
         to.print(f"{len(failed)} of {len(certificates)} gradients are wrong.")
         return 4
     to.print(f"All {len(certificates)} gradients are right.")
     return 0
-
-
-def _table(certificates: list[verify.Certificate]) -> str:
-    """The largest errors of each case, a line each."""
-    layout = "{:<10}{:<15}{:<24}{:>12}{:>12}  {}\n"
-    lines = [layout.format("cell", "case", "truncation", "difference", "float32", "")]
-    for c in certificates:
-        lines.append(
-            layout.format(
-                c.cell,
-                c.case,
-                c.truncation,
-                f"{c.finite_difference_error:.1e}",
-                f"{c.float32_error:.1e}",
-                "right" if c.passed else f"WRONG: {c.message}",
-            )
-        )
-    return "".join(lines)
 
 
 def _options(command: Train) -> Options:
@@ -299,35 +291,6 @@ def _describe(
         f"{train:,} tokens to train on, {valid:,} held out; {config.optimizer}, "
         f"{length}."
     )
-
-
-def _sentence(measured: Measurement) -> str:
-    return (
-        f"loss {measured.loss:.4f} nats per token, perplexity "
-        f"{measured.perplexity:.3f}, {measured.bits_per_token:.4f} bits per token, "
-        f"over {measured.tokens:,} tokens."
-    )
-
-
-def _printable(text: str) -> str:
-    """Control characters as escapes, so that no text can drive the terminal."""
-    return "".join(
-        c if c in "\n\t" or c.isprintable() else c.encode("unicode_escape").decode()
-        for c in text
-    )
-
-
-def _write_json(record: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(_finite(record)) + "\n")
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null stands for them."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list) else value
 
 
 @contextmanager

@@ -46,9 +46,10 @@ def active() -> str:
         _active = asked or available()[0]
         if not asked and not INSTALLED:  # once: it is chosen now
             warnings.warn(
-                "bptt was installed without its native core (no working C++ compiler "
-                "was found), so recurrent layers run the slower definition in PyTorch; "
-                f"install it again with a compiler, or set {VARIABLE}=torch",
+                "bptt was installed without its native core, which could not be "
+                "compiled, so recurrent layers run the slower definition in PyTorch; "
+                "install it again with a C++ compiler (pip install --verbose shows "
+                f"what it says), or set {VARIABLE}=torch",
                 stacklevel=2,
             )
     return _active

@@ -29,6 +29,7 @@ with suppress(ImportError):  # where it is not installed, `applies` never holds
 _CELLS: dict[type[Cell], int] = {TanhCell: 0, ReLUCell: 1, GRUCell: 2, LSTMCell: 3}
 _EXACT = (Tensor, torch.nn.Parameter)
 _LARGE = 1 << 18  # elements; below, an allocation costs less than the call
+_ROWS = 128  # of a lag; below, one product of all rows costs less than one a lag
 _Array = tuple[int, int]
 
 
@@ -161,6 +162,11 @@ def forward(
         ],
     )
     return y, final, tapes
+
+
+def tape_width(kernel: str, cell: Cell, hidden: int) -> int:
+    """Floats on the tape for a step and a row, beside h."""
+    return int(_native.tape_floats(kernel, _CELLS[type(cell)], 1, hidden))
 
 
 def infer(
@@ -304,15 +310,18 @@ def backward(
     which = to.rows(rows)
 
     dx: Tensor | None = None
-    if truncation.is_full_over(rows.time):  # layer by layer
-        for index in from_top:
+    passes = _passes(truncation, rows.time)
+    if passes is None or (len(layers) == 1 and _along_the_way(passes, rows)):
+        for index in from_top:  # layer by layer
             inputs = _input_of(index, x, tapes, masks, rows)
             dx = _empty(dy, *inputs.shape) if needs_dx or index else None
+            if dx is not None and passes is not None and passes[1] < passes[0]:
+                dx.zero_()  # where no pass comes by
             ends = [None if d is None else d[index] for d in dfinal]
             given = to.given(layers[index], tapes[index], ends, results[index])
             wanted = to.wanted(layers[index], inputs, results[index], dx)
             _native.backward(
-                kernel, threads, cell, sizes, which, None, to.of(dy), [given], wanted
+                kernel, threads, cell, sizes, which, passes, to.of(dy), [given], wanted
             )
             if index:
                 assert dx is not None
@@ -320,13 +329,11 @@ def backward(
         return dx, results, dstate
 
     # All layers together, pass by pass.
-    assert truncation.k1 is not None
-    assert truncation.k2 is not None
     gates = layers[0].W.shape[0]
     width = 4 * hidden if gates == 3 * hidden else gates
     # Where every step is visited by one pass alone, all of it is written.
     deltas = [_empty(dy, *dy.shape[:-1], width) for _ in layers]
-    if truncation.k1 != truncation.k2:
+    if passes[0] != passes[1]:
         for delta in deltas:
             delta.zero_()
     stack = [
@@ -341,7 +348,6 @@ def backward(
         )
         for index, delta in enumerate(deltas)
     ]
-    passes = (truncation.k1, truncation.k2)
     _native.backward(
         kernel, threads, cell, sizes, which, passes, to.of(dy), stack, None
     )
@@ -353,6 +359,27 @@ def backward(
         summed = to.of(deltas[index])
         _native.gradients(kernel, threads, cell, sizes, which, summed, h, wanted)
     return dx, results, dstate
+
+
+def _passes(truncation: Truncation, time: int) -> tuple[int, int] | None:
+    """`k1` and `k2`; None for full BPTT."""
+    if truncation.is_full_over(time):
+        return None
+    assert truncation.k1 is not None
+    assert truncation.k2 is not None
+    return truncation.k1, truncation.k2
+
+
+def _along_the_way(passes: tuple[int, int], rows: Rows) -> bool:
+    """Whether one layer's gradients may be formed from the rows of one lag at a time.
+
+    That asks that no step is visited twice and that all rows are alike; and it needs
+    rows enough for a product.
+    """
+    k1, k2 = passes
+    if rows.is_ragged or rows.resets is not None:
+        return False
+    return k2 <= k1 <= rows.time and rows.time // k1 * rows.batch >= _ROWS
 
 
 def _address(t: Tensor) -> _Array:

@@ -1,8 +1,10 @@
 """What RNN, GRU and LSTM share: from torch.nn's call to the loop, and back."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
@@ -10,7 +12,12 @@ from bptt import autograd
 from bptt.cells import Cell
 from bptt.cells.base import State
 from bptt.kernels import native
+from bptt.memory import Budget
+from bptt.modules import checks, projected
 from bptt.modules.arrangement import Arrangement, arrange, arrange_packed
+from bptt.modules.projected import ProjectedLayer
+from bptt.recompute import PackedMask
+from bptt.rows import Rows
 from bptt.through_time import Layer
 from bptt.truncation import Truncation
 
@@ -68,19 +75,28 @@ class ThroughTime(_Base):
 
         Raises:
             ValueError, TypeError, RuntimeError: an argument of a wrong shape or dtype.
-            NotImplementedError: what is not supported with `proj_size`.
+            NotImplementedError: a `memory_budget` with `proj_size`.
         """
         self._check_policies()
+        if not isinstance(input, Tensor | PackedSequence):
+            raise TypeError(
+                f"{type(self).__name__}: input must be a tensor or a PackedSequence; "
+                f"got {type(input).__name__}. If torch.fx is tracing, let its Tracer "
+                "take this module as a leaf, in is_leaf_module"
+            )
         plain = lengths is None and resets is None
+        if torch._C._is_tracing():  # which cannot see what the core computes
+            return super().forward(self._traceable(input, plain=plain), hx)
         if self.proj_size:
-            if not self._policy().is_full or not plain:
+            if self.memory_budget is not None:
                 raise NotImplementedError(
-                    f"{type(self).__name__}: proj_size runs in torch.nn, which knows "
-                    "full BPTT only, no lengths and no resets; truncation is "
-                    f"{self.truncation}"
+                    f"{type(self).__name__}: proj_size keeps all; memory_budget is "
+                    f"{self.memory_budget!r}, leave it None"
                 )
-            return super().forward(input, hx)
-        if plain and not torch.is_grad_enabled() and isinstance(input, Tensor):
+            is_ids = isinstance(input, Tensor) and not input.is_floating_point()
+            if self._policy().is_full and plain and not is_ids:
+                return super().forward(input, hx)
+        elif plain and not torch.is_grad_enabled() and isinstance(input, Tensor):
             done = self._infer(input, hx)
             if done is not None:
                 return done
@@ -97,10 +113,41 @@ class ThroughTime(_Base):
         with torch.autocast(device_type, enabled=False):
             return self._run(input, hx, lengths, resets)
 
+    def __prepare_scriptable__(self) -> Any:
+        """Called by torch.jit.script, whose own error would name a line in here."""
+        name = type(self).__name__
+        raise NotImplementedError(
+            f"torch.jit.script cannot compile bptt's {name}. Use torch.jit.trace, or "
+            f"script the model built with torch.nn.{name} and load this state_dict"
+        )
+
+    def _traceable(
+        self, input: Tensor | PackedSequence, *, plain: bool
+    ) -> Tensor | PackedSequence:
+        """What torch.nn's forward takes, for torch.jit.trace to record."""
+        if not self._policy().is_full:
+            raise NotImplementedError(
+                f"{type(self).__name__}: torch.jit.trace records torch.nn's forward, "
+                f"which knows full BPTT only, and truncation is {self.truncation}; "
+                "set it to None, which changes no output"
+            )
+        if not plain:
+            raise NotImplementedError(
+                f"{type(self).__name__}: torch.jit.trace records torch.nn's forward, "
+                "which knows no lengths and no resets; trace without them"
+            )
+        if isinstance(input, Tensor) and not input.is_floating_point():
+            return F.one_hot(input, self.input_size).to(self._weight.dtype)
+        return input
+
     def extra_repr(self) -> str:
-        """torch.nn's, with the truncation."""
+        """torch.nn's, with the truncation and the budget."""
         text = super().extra_repr()
-        return text if self.truncation is None else f"{text}, {self.truncation}"
+        if self.truncation is not None:
+            text = f"{text}, {self.truncation}"
+        if self.memory_budget is not None:
+            text = f"{text}, memory_budget={self.memory_budget!r}"
+        return text
 
     @autograd.eager
     def _infer(self, input: Tensor, hx: Any) -> Any:
@@ -156,69 +203,138 @@ class ThroughTime(_Base):
         if self.bidirectional:
             y, final = self._run_both_directions(batch, initial, masks)
         else:
-            layers = [self._layer(at) for at in range(self.num_layers)]
-            y, final = autograd.run(
-                layers, batch.x, initial, masks, self._policy(), batch.rows
+            names = [f"l{at}" for at in range(self.num_layers)]
+            budget = self._budget(batch)
+            y, final = self._run_layers(
+                names, batch.x, initial, masks, batch.rows, budget
             )
         parts = tuple(batch.state(part) for part in final)
         return batch.outputs(y), (parts[0] if len(parts) == 1 else parts)
 
     def _run_both_directions(
-        self, batch: Arrangement, initial: State, masks: list[Tensor]
+        self,
+        batch: Arrangement,
+        initial: State,
+        masks: Sequence[Tensor | PackedMask],
     ) -> tuple[Tensor, State]:
         """Layer by layer, each direction along its own time."""
         x, rows = batch.x, batch.rows
         both = (rows, rows.flipped())
+        budget = self._budget(batch)
         final: list[State] = []
         for at in range(self.num_layers):
             halves = []
             for direction in (0, 1):
                 row = 2 * at + direction
-                y, state = autograd.run(
-                    [self._layer(at, "_reverse" if direction else "")],
+                y, state = self._run_layers(
+                    [f"l{at}_reverse" if direction else f"l{at}"],
                     rows.flip(x) if direction else x,
                     tuple(part[row : row + 1] for part in initial),
                     [],
-                    self._policy(),
                     both[direction],
+                    budget,
                 )
                 halves.append(rows.flip(y) if direction else y)
                 final.append(state)
             x = torch.cat(halves, dim=-1)
             if masks and at < len(masks):
-                x = x * masks[at]
+                mask = masks[at]
+                assert isinstance(mask, Tensor)
+                x = x * mask
         return x, tuple(torch.cat(parts) for parts in zip(*final, strict=True))
 
     @property
     def _weight(self) -> Tensor:
         return cast(Tensor, self.weight_hh_l0)
 
+    @property
+    def _output_size(self) -> int:
+        """The width of h, in one direction."""
+        return self.proj_size or self.hidden_size
+
     def _policy(self) -> Truncation:
         return Truncation.full() if self.truncation is None else self.truncation
 
-    def _layer(self, at: int, suffix: str = "") -> Layer:
+    def _run_layers(
+        self,
+        names: list[str],
+        x: Tensor,
+        initial: State,
+        masks: Sequence[Tensor | PackedMask],
+        rows: Rows,
+        budget: Budget | None,
+    ) -> tuple[Tensor, State]:
+        """A stack of layers in one direction, by the ends of their weights' names."""
+        policy = self._policy()
+        if self.proj_size:
+            plain = [mask for mask in masks if isinstance(mask, Tensor)]
+            stack = [
+                ProjectedLayer(*self._weights(end), getattr(self, f"weight_hr_{end}"))
+                for end in names
+            ]
+            return projected.run(stack, x, initial, plain, policy, rows)
+        cell = self._cell()
+        layers = [Layer(cell, *self._weights(end)) for end in names]
+        return autograd.run(layers, x, initial, masks, policy, rows, budget)
+
+    def _weights(self, end: str) -> tuple[Any, Any, Any, Any]:
         # By attribute and not from _flat_weights, which functional_call and
         # parametrizations do not replace.
-        def weight(kind: str) -> Any:
-            return getattr(self, f"{kind}_l{at}{suffix}")
-
-        return Layer(
-            cell=self._cell(),
-            U=weight("weight_ih"),
-            W=weight("weight_hh"),
-            b_ih=weight("bias_ih") if self.bias else None,
-            b_hh=weight("bias_hh") if self.bias else None,
+        return (
+            getattr(self, f"weight_ih_{end}"),
+            getattr(self, f"weight_hh_{end}"),
+            getattr(self, f"bias_ih_{end}") if self.bias else None,
+            getattr(self, f"bias_hh_{end}") if self.bias else None,
         )
 
-    def _dropout_masks(self, x: Tensor) -> list[Tensor]:
-        """Drawn as torch.nn draws them, so a seed means the same masks there."""
+    def _budget(self, batch: Arrangement) -> Budget | None:
+        """What may be kept, with what is kept outside of the loops."""
+        if self.memory_budget is None:
+            return None
+        budget = Budget.parse(self.memory_budget)
+        width = self._weight.element_size()
+        x = batch.x
+        steps = x.numel() // (x.shape[-1] if x.is_floating_point() else 1)
+        input_bytes = x.numel() * x.element_size()
+        output_bytes = 2 * steps * self.hidden_size * width
+        held = 0
+        if batch.where is not None:  # packed here: input, errors, and where they stand
+            held += input_bytes + output_bytes + 16 * steps
+        if not self.bidirectional:
+            return budget.shared(1, held, 0)
+        # The reversed input; between layers the outputs, as they are and reversed,
+        # their masks, and on the way back their errors.
+        held += input_bytes + (8 * steps if batch.rows.is_ragged else 0)
+        between = 5 + (self.training and self.dropout > 0)
+        held += (self.num_layers - 1) * between * output_bytes
+        widest = max(self.input_size if x.is_floating_point() else 0, self.hidden_size)
+        if self.num_layers > 1:
+            widest = max(widest, 2 * self.hidden_size)
+        return budget.shared(2 * self.num_layers, held, widest)
+
+    def _dropout_masks(self, x: Tensor) -> Sequence[Tensor | PackedMask]:
+        """Drawn as torch.nn draws them, so a seed means the same masks there.
+
+        Within a memory budget they are kept as bits.
+        """
         if not (self.training and self.dropout) or self.num_layers == 1:
             return []
-        width = self.hidden_size * (2 if self.bidirectional else 1)
+        width = self._output_size * (2 if self.bidirectional else 1)
         weight = self._weight
         steps = x.shape[:-1] if x.is_floating_point() else x.shape
-        masks = []
+        masks: list[Tensor | PackedMask] = []
+        is_packed = (
+            self.memory_budget is not None
+            and not self.bidirectional
+            and torch.is_grad_enabled()
+            and not autograd.inside_transform()
+        )
         for _ in range(self.num_layers - 1):
+            if is_packed:
+                masks.append(
+                    PackedMask.drawn((*steps, width), 1 - self.dropout, weight)
+                )
+                continue
             mask = weight.new_empty(*steps, width)
             if self.dropout == 1:
                 masks.append(mask.zero_())
@@ -230,42 +346,20 @@ class ThroughTime(_Base):
     def _initial(self, batch: Arrangement, hx: Any) -> State:
         """The initial state, parts (layers x directions, batch, state)."""
         weight = self._weight
-        parts = self._cell().state_parts
         count = self.num_layers * (2 if self.bidirectional else 1)
-        shape = (count, batch.rows.batch, self.hidden_size)
+        widths = (self._output_size, self.hidden_size)[: self._cell().state_parts]
         if hx is None:
-            return tuple(weight.new_zeros(shape) for _ in range(parts))
-        given = list(self._split_state(hx, parts))
-        names = ("h_0", "c_0") if parts == 2 else ("hx",)
-        for name, part in zip(names, given, strict=True):
-            expected = shape if batch.batched else (shape[0], shape[2])
-            if tuple(part.shape) != expected:
-                raise RuntimeError(
-                    f"{type(self).__name__}: {name} must have shape {expected} "
-                    f"(layers x directions{', batch' if batch.batched else ''}, "
-                    f"hidden_size); got {tuple(part.shape)}"
-                )
-            if not part.is_floating_point():
-                raise TypeError(
-                    f"{type(self).__name__}: {name} must hold floats, as the "
-                    f"weights do ({weight.dtype}); got {part.dtype}"
-                )
-        return tuple(batch.of_state(part.to(weight.dtype)) for part in given)
-
-    def _split_state(self, hx: Any, parts: int) -> tuple[Tensor, ...]:
-        if parts == 1 and isinstance(hx, Tensor):
-            return (hx,)
-        if (
-            parts == 2
-            and isinstance(hx, tuple | list)
-            and len(hx) == 2
-            and all(isinstance(part, Tensor) for part in hx)
-        ):
-            return tuple(hx)
-        wanted = "a tuple (h_0, c_0) of tensors" if parts == 2 else "a tensor h_0"
-        raise TypeError(
-            f"{type(self).__name__}: hx must be {wanted}; got {type(hx).__name__}"
+            size = batch.rows.batch
+            return tuple(weight.new_zeros(count, size, width) for width in widths)
+        given = checks.state_parts(
+            hx,
+            count=count,
+            batch=batch.rows.batch if batch.batched else None,
+            widths=widths,
+            dtype=weight.dtype,
+            name=type(self).__name__,
         )
+        return tuple(batch.of_state(part.to(weight.dtype)) for part in given)
 
     def _arrange(
         self,
@@ -296,54 +390,18 @@ class ThroughTime(_Base):
                 batch_first=self.batch_first,
                 name=name,
             )
-        self._check_ids(batch.x)
+        checks.require_ids(batch.x, self.input_size, name)
         return batch
 
     def _check_sequence(self, x: Tensor, given: str, axes: tuple[str, ...]) -> None:
-        """Refuse a wrong dtype, number of axes or width."""
-        name = type(self).__name__
-        shape = tuple(x.shape)
-        listed = ", ".join(axes)
-        fewest = len(axes) - ("batch" in axes)  # one sequence has no batch axis
-        alone = ", without batch for one sequence" if "batch" in axes else ""
-        if x.is_floating_point():
-            if not fewest <= x.dim() - 1 <= len(axes):
-                raise ValueError(
-                    f"{name}: {given} must be ({listed}, input_size){alone}; got shape "
-                    f"{shape}"
-                )
-            if x.dtype != self._weight.dtype:
-                raise ValueError(
-                    f"{name}: {given} has dtype {x.dtype} and the weights "
-                    f"{self._weight.dtype}; convert one of them, as with "
-                    f"input.to({self._weight.dtype})"
-                )
-            if shape[-1] != self.input_size:
-                raise RuntimeError(
-                    f"{name}: {given}.size(-1) must be input_size = "
-                    f"{self.input_size}; got shape {shape}"
-                )
-        elif x.dtype == torch.int64:
-            if not fewest <= x.dim() <= len(axes):
-                raise ValueError(
-                    f"{name}: integer {given} is ids ({listed}){alone}; got shape "
-                    f"{shape}"
-                )
-        else:
-            raise TypeError(
-                f"{name}: {given} must be floats ({listed}, input_size) or int64 ids "
-                f"({listed}); got dtype {x.dtype}"
-            )
-
-    def _check_ids(self, x: Tensor) -> None:
-        # Inside torch.func's transforms values cannot be asked for.
-        if x.is_floating_point() or not x.numel() or autograd.inside_transform():
-            return
-        if not 0 <= x.min() <= x.max() < self.input_size:
-            raise ValueError(
-                f"{type(self).__name__}: ids in input must be at least 0 and below "
-                f"input_size = {self.input_size}; got {int(x.min())} to {int(x.max())}"
-            )
+        checks.require_sequence(
+            x,
+            given,
+            axes,
+            width=self.input_size,
+            dtype=self._weight.dtype,
+            name=type(self).__name__,
+        )
 
     def _check_policies(self) -> None:
         name = type(self).__name__
@@ -353,10 +411,7 @@ class ThroughTime(_Base):
                 f"{self.truncation!r}"
             )
         if self.memory_budget is not None:
-            raise NotImplementedError(
-                f"{name}: memory_budget is not supported yet; got "
-                f"{self.memory_budget!r}, leave it None"
-            )
+            Budget.parse(self.memory_budget)
         cuts = self.truncation is not None and not self.truncation.is_full
         if cuts and self.bidirectional and self.num_layers > 1:
             raise ValueError(

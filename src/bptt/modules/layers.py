@@ -30,11 +30,14 @@ class RNN(ThroughTime, torch.nn.RNN):
         dtype: of the weights.
         truncation: which errors go how far back; None is full BPTT over the given
             sequence.
-        memory_budget: not supported yet.
+        memory_budget: what may be kept for the backward pass, in bytes or as "512MB"
+            or "16 MiB": beyond inputs, weights, outputs and their gradients. What does
+            not fit is computed again. None keeps all.
 
     Raises:
         ValueError, TypeError: as torch.nn.RNN; or a truncation of a bidirectional
-            stack, which is not defined.
+            stack, which is not defined; or no size of memory. Calls raise ValueError,
+            naming the least that is enough, if memory_budget is too small for them.
 
     >>> rnn = RNN(10, 20, truncation=Truncation.per_output(4))
     >>> y, h_n = rnn(torch.randn(7, 3, 10))
@@ -93,11 +96,14 @@ class GRU(ThroughTime, torch.nn.GRU):
         dtype: of the weights.
         truncation: which errors go how far back; None is full BPTT over the given
             sequence.
-        memory_budget: not supported yet.
+        memory_budget: what may be kept for the backward pass, in bytes or as "512MB"
+            or "16 MiB": beyond inputs, weights, outputs and their gradients. What does
+            not fit is computed again. None keeps all.
 
     Raises:
         ValueError, TypeError: as torch.nn.GRU; or a truncation of a bidirectional
-            stack, which is not defined.
+            stack, which is not defined; or no size of memory. Calls raise ValueError,
+            naming the least that is enough, if memory_budget is too small for them.
     """
 
     def __init__(
@@ -145,16 +151,20 @@ class LSTM(ThroughTime, torch.nn.LSTM):
         batch_first: whether input and output are (batch, time, ...).
         dropout: probability of dropping an output between layers, in training mode.
         bidirectional: whether a second direction runs from the end.
-        proj_size: width of a projection of h; runs in torch.nn, under full BPTT only.
+        proj_size: width of a projection of h, if not 0; under full BPTT, without
+            lengths and resets, it runs in torch.nn; no memory budget.
         device: where the weights live.
         dtype: of the weights.
         truncation: which errors go how far back; None is full BPTT over the given
             sequence.
-        memory_budget: not supported yet.
+        memory_budget: what may be kept for the backward pass, in bytes or as "512MB"
+            or "16 MiB": beyond inputs, weights, outputs and their gradients. What does
+            not fit is computed again. None keeps all.
 
     Raises:
         ValueError, TypeError: as torch.nn.LSTM; or a truncation of a bidirectional
-            stack, which is not defined.
+            stack, which is not defined; or no size of memory. Calls raise ValueError,
+            naming the least that is enough, if memory_budget is too small for them.
     """
 
     def __init__(

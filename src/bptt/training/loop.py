@@ -191,9 +191,9 @@ class Trainer:
     def _update(self, batch: Batch) -> float:
         """One step of the optimiser; the loss in nats per token."""
         step = self.progress.step
-        # Dropout, too, is a function of seed and step.
-        seed = np.random.SeedSequence([self.config.seed, step])
-        torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
+        if self.model.config.dropout:  # a function of seed and step, too
+            seed = np.random.SeedSequence([self.config.seed, step])
+            torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
         inputs = torch.from_numpy(batch.inputs).to(self.device)
         targets = torch.from_numpy(batch.targets).to(self.device)
         before = None if batch.starts else self.state

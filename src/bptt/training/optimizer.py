@@ -58,5 +58,11 @@ def gradient_norm(parameters: Iterable[torch.nn.Parameter], clip: float) -> floa
     Reference: Pascanu, Mikolov & Bengio, "On the difficulty of training recurrent
     neural networks", 2013, section 3.2.
     """
-    limit = clip if clip > 0 else math.inf
-    return float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+    parameters = list(parameters)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    total = norm.item()
+    # Most gradients are within the limit: those need no pass that multiplies by 1.
+    if 0 < clip < total:
+        torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+    return total

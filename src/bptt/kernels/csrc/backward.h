@@ -4,26 +4,11 @@
 #pragma once
 
 #include "gradients.h"
+#include "passes.h"
 #include "schedule.h"
 
 namespace bptt {
 namespace {
-
-// Where the passes stand: pass p at lag j at step p * k1 + k1 - 1 - j.
-struct Passes {
-  int64_t time, k1, k2, count, nominal_end;
-
-  explicit Passes(const Backward& b)
-      : time(b.steps.time), k1(b.k1), k2(b.k2), count(ceil_div(time, b.k1)),
-        nominal_end(count * b.k1 - 1) {}
-  int64_t first_lag() const { return max(0, k1 - time); }
-  int64_t end_lag() const { return min(k2, nominal_end + 1); }
-  int64_t first(int64_t lag) const { return lag / k1; }
-  int64_t last(int64_t lag) const { return nominal_end - lag < time ? count : count - 1; }
-  int64_t step(int64_t pass, int64_t lag) const { return pass * k1 + k1 - 1 - lag; }
-  // Whether two passes may come by the same step.
-  bool overlap() const { return k2 > k1 && count > 1; }
-};
 
 // The cell's derivative for one row and the units of one panel; pointers point at the
 // panel's first unit.
@@ -101,7 +86,7 @@ class BackwardScan {
     // Per layer: packed W, packed U, the passes' deltas of two lags, their carries.
     const int64_t packed = panels() * depth() * kPanel;
     const int64_t carries = kCarry ? rows * padded_stride(b_.hidden) : 0;
-    const int64_t deltas = (fused() ? piece() * s_.batch : rows) * ld();
+    const int64_t deltas = (fused() ? piece() : 1) * rows * ld();
     const int64_t each = 2 * packed + 2 * deltas + carries;
     Scratch<> memory(b_.layers * each);
     Scratch<> products(threads * kGroupRows * kPanel);
@@ -113,7 +98,8 @@ class BackwardScan {
     const Gradients none{};
     GradientProducts<kCell> products_of(fused() ? *b_.gradients : none, b_.hidden,
                                         threads);
-    if (!products_of) return false;
+    LagRows lag_rows(b_, passes_, by_lag());
+    if (!products_of || !lag_rows) return false;
     if (!memory || !products || !layer_memory || !before) return false;
     for (int l = 0; l < b_.layers; ++l) {
       float* W = memory.get() + l * each;
@@ -145,8 +131,17 @@ class BackwardScan {
             groups[part / division.unit_parts].wait();
         }
         if (mine && passes_.step(passes_.first(lag), lag) == 0) start(p, lag);
-        if (overlap) all.wait();
-        if (fused() && ((lag + 1) % piece() == 0 || lag + 1 == s_.time)) {
+        if (by_lag()) lag_rows.gather(part, threads, lag);
+        if (overlap || by_lag()) all.wait();
+        if (by_lag()) {
+          products_of.add(part, passes_.last(lag) * s_.batch, previous(0, lag), ld(),
+                          lag_rows.h(lag), lag_rows.x(lag), lag_rows.ids(lag),
+                          lag_rows.dx(), lag == 0);
+          if (lag_rows.dx()) {
+            all.wait();
+            lag_rows.scatter(part, threads, lag);
+          }
+        } else if (fused() && ((lag + 1) % piece() == 0 || lag + 1 == s_.time)) {
           const Gradients& g = *b_.gradients;
           const int64_t begin = piece_begin(lag), row = begin_of(s_, begin);
           const int64_t end = s_.time - lag / piece() * piece();
@@ -190,8 +185,13 @@ class BackwardScan {
   int64_t depth() const { return kGates * b_.hidden; }
   int64_t ld() const { return padded_stride(kBlocks * b_.hidden); }
   bool fused() const { return b_.gradients != nullptr; }
+  // Whether the passes end before the sequence does: then a lag has the rows of many
+  // steps, and its gradients are formed from them alone.
+  bool by_lag() const { return fused() && b_.k2 < s_.time; }
   // Steps whose deltas are kept until their products are formed, when fused.
-  int64_t piece() const { return min(s_.time, max(1, kDepth / s_.batch)); }
+  int64_t piece() const {
+    return by_lag() ? 1 : min(s_.time, max(1, kDepth / s_.batch));
+  }
   int64_t piece_begin(int64_t lag) const {
     return max(0, s_.time - (lag / piece() + 1) * piece());
   }
@@ -259,7 +259,9 @@ class BackwardScan {
   void step_rows(const Part& p, int l, int64_t lag, int64_t begin, int64_t end) const {
     for (int64_t low = begin, count; low < end; low += count) {
       count = group_rows(low, end);
-      for (int64_t u = p.panels.begin; u < p.panels.end; ++u) {
+      for (int64_t i = p.panels.begin; i < p.panels.end; ++i) {
+        // To and fro: what was read last is still in the cache.
+        const int64_t u = lag & 1 ? p.panels.begin + p.panels.end - 1 - i : i;
         for (int64_t r = low; r < low + count; ++r) fetch(l, lag, r, u);
         arriving(p, l, lag, low, count, u);
         for (int64_t r = low; r < low + count; ++r)
@@ -297,7 +299,7 @@ class BackwardScan {
     if (l + 1 < b_.layers) {
       const int64_t skip = kCell == Cell::kGru ? H : 0;  // r z n, after hn
       step_product(count, depth(), previous(l + 1, lag) + low * ld() + skip, ld(),
-                   layer_memory_[l + 1].U + u * depth() * kPanel, 0, 1, p.product,
+                   layer_memory_[l + 1].U + u * depth() * kPanel, 0, 1, false, p.product,
                    kPanel, false);
       if (const float* mask = b_.layer[l].mask)
         for (int64_t r = low; r < low + count; ++r) {
@@ -317,8 +319,8 @@ class BackwardScan {
     if (s_.resets && add)
       std::memcpy(kept, p.product, static_cast<size_t>(more) * bytes);
     step_product(more, depth(), previous(l, lag - 1) + low * ld(), ld(),
-                 layer_memory_[l].W + u * depth() * kPanel, 0, 1, p.product, kPanel,
-                 add);
+                 layer_memory_[l].W + u * depth() * kPanel, 0, 1, false, p.product,
+                 kPanel, add);
     for (int64_t r = 0; s_.resets && r < more; ++r) {
       if (!is_cut_after(lag, low + r)) continue;
       if (add)
@@ -397,7 +399,7 @@ class BackwardScan {
         count = group_rows(low, end);
         for (int64_t u = p.panels.begin; u < p.panels.end; ++u) {
           step_product(count, depth(), previous(l, lag) + low * ld(), ld(),
-                       layer_memory_[l].W + u * depth() * kPanel, 0, 1, p.product,
+                       layer_memory_[l].W + u * depth() * kPanel, 0, 1, false, p.product,
                        kPanel, false);
           for (int64_t r = low; r < low + count; ++r)
             for (int64_t i = 0; !is_reset(s_, 0, r - first) &&

@@ -183,7 +183,7 @@ void forward(const std::string& name, int threads, int kind,
   if (s.ids) require_ids(s.ids, N, I);
   // So few rows that the weights are read, not used again: then memory is the limit.
   const int64_t work = width * (H + (s.ids ? 0 : I)) * L;
-  bptt::Team team(N <= 8 ? bptt::useful_threads(threads, 48 * work)
+  bptt::Team team(N <= 8 ? bptt::useful_threads(threads, 12 * work)
                          : bptt::useful_threads(threads, N * work));
   require_memory(bptt::stack_forward(kernels, team, s));
 }
@@ -240,8 +240,10 @@ void backward(const std::string& name, int threads, int kind,
   elements({T + b.k1, B, 4, H});  // no more rows than that run
   b.dy = at(dy, "dy", {N, H});
   require(!layers.empty() && layers.size() < 1u << 20, "give the layers");
-  require(!gradients || (!truncation && layers.size() == 1),
-          "gradients along the way are those of one layer under full BPTT");
+  require(!gradients || (b.k2 <= b.k1 && b.k1 <= T && layers.size() == 1),
+          "gradients along the way need one layer, and no step that two passes visit");
+  require(!gradients || b.k2 == T || (!steps.offsets && !steps.resets),
+          "gradients lag by lag need rows that are all alike");
   std::vector<bptt::BackwardLayer> each;
   for (const LayerTuple& tuple : layers) {
     const auto& [W, U, h, tape, mask, dh_end, dc_end, delta, dh_start, dc_start] = tuple;

@@ -10,7 +10,7 @@
 namespace bptt {
 namespace {
 
-constexpr size_t kSmall = size_t{1} << 18;  // below, the C library keeps its own lists
+constexpr size_t kSmall = size_t{1} << 15;  // below, the C library keeps its own lists
 constexpr size_t kPage = size_t{1} << 21;   // of the large kind, where there is one
 constexpr size_t kMostKept = size_t{256} << 20;
 constexpr int kMostBlocks = 64;

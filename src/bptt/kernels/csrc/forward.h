@@ -293,11 +293,15 @@ class ForwardScan {
     const int64_t end = p.rows.begin + active(p, t);
     for (int64_t low = p.rows.begin; low < end; low += kGroupRows) {
       const int64_t count = min(kGroupRows, end - low);
-      for (int64_t u = p.panels.begin; u < p.panels.end; ++u) {
+      for (int64_t i = p.panels.begin; i < p.panels.end; ++i) {
+        // To and fro: what was read last is still in the cache.
+        const bool back = t & 1;
+        const int64_t u = back ? p.panels.begin + p.panels.end - 1 - i : i;
         for (int64_t b = low; b < low + count; ++b) fetch(t, b, u);
         float* z = p.z_at(u, t % p.ahead, low);
         step_product(count, H, h_copy + low * ldh_, ldh_,
-                     W_ + u * kGates * H * kPanel, H * kPanel, kGates, z, kWidth, true);
+                     W_ + u * kGates * H * kPanel, H * kPanel, kGates, back, z, kWidth,
+                     true);
         for (int64_t b = low; b < low + count; ++b)
           finish(t, b, u, z + (b - low) * kWidth, h_next + b * ldh_);
       }

@@ -88,8 +88,10 @@ struct Backward {
   const float* dy;           // (rows, hidden), error of the top layer's outputs
   int layers;
   const BackwardLayer* layer;  // bottom first
-  // For one layer under full BPTT: its gradients, formed along the way from deltas that
-  // are still in the cache; the layer's `delta` is null then. Else null.
+  // For one layer, if no step is visited by two passes (k2 <= k1 <= time): its
+  // gradients, formed along the way from deltas that are still in the cache (under a
+  // truncation for rows that are all alike); the layer's `delta` is null then, and `dx`
+  // is written where a pass comes by. Else null.
   const Gradients* gradients;
 };
 

@@ -28,7 +28,7 @@ bool layer_forward(const Kernels& kernels, Team& team, Forward f) {
 }
 
 int useful_threads(int threads, int64_t multiplications) {
-  constexpr int64_t kWorthWaking = 12 << 20;  // a quarter of a millisecond of one thread
+  constexpr int64_t kWorthWaking = 3 << 20;  // a tenth of a millisecond of one thread
   return multiplications < kWorthWaking ? 1 : threads;
 }
 

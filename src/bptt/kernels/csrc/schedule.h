@@ -76,8 +76,6 @@ inline double cut_by_work(Division& division, const Steps& s) {
       next = steps_of_block(s, block);
       if ((done + next / 2) * division.row_parts >= all * (i + 1)) break;
     }
-    if (i + 1 == division.row_parts)
-      for (; block < blocks; ++block) done += steps_of_block(s, block);
     division.cuts[i + 1] = min(block * kRows, s.batch);
     most = max(most, done - from);
   }
@@ -90,8 +88,8 @@ inline Division divide(int threads, const Steps& steps, int64_t passes, int64_t 
                        int64_t weights) {
   const int64_t rows = passes * steps.batch;
   const bool ragged = steps.offsets && passes == 1;
-  // Below this many multiplications a step, meeting costs more than it saves.
-  constexpr int64_t kWorthMeeting = 48 * 1024;
+  // Below this many multiplications a step, meeting (0.1 us) costs more than it saves.
+  constexpr int64_t kWorthMeeting = 6 * 1024;
   int64_t blocks = ceil_div(rows, kRows);
   Division best{1, 1, {}};
   double least = 0;
@@ -131,17 +129,20 @@ inline void prefetch(const float* from, int64_t floats) {
 }
 
 // A step's product: c (rows, count * kPanel), rows of stride ldc, = [c +] a (rows, depth)
-// times panels b[0 .. count), each (depth, kPanel); rows up to kGroupRows.
+// times panels b[0 .. count), each (depth, kPanel), the last one first if `back`; rows up
+// to kGroupRows.
 inline void step_product(int64_t rows, int64_t depth, const float* a, int64_t lda,
-                         const float* b, int64_t panel_stride, int count, float* c,
-                         int64_t ldc, bool add) {
+                         const float* b, int64_t panel_stride, int count, bool back,
+                         float* c, int64_t ldc, bool add) {
   for (int64_t k = 0; k < depth; k += kDepth) {
     int64_t piece = min(kDepth, depth - k);
-    for (int p = 0; p < count; ++p)
+    for (int i = 0; i < count; ++i) {
+      const int p = back ? count - 1 - i : i;
       for (int64_t r = 0; r < rows; r += kRows)
         tile<false>(min(kRows, rows - r), piece, a + r * lda + k, lda,
                     b + p * panel_stride + k * kPanel, c + r * ldc + p * kPanel, ldc,
                     add || k > 0);
+    }
   }
 }
 

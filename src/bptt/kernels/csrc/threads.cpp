@@ -1,6 +1,8 @@
 #include "threads.h"
 
 #include <algorithm>
+#include <chrono>
+#include <climits>
 #include <condition_variable>
 #include <memory>
 #include <mutex>
@@ -14,6 +16,11 @@
 #define BPTT_POSIX
 #include <dlfcn.h>
 #include <pthread.h>
+#endif
+#if defined(__linux__)
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace bptt {
@@ -30,14 +37,42 @@ inline void pause() {
 // Long enough to meet a thread that does the same work, in microseconds; short enough
 // to give the processor away where more threads than processors run.
 constexpr int kSpins = 512;
+// Whoever gives the processor away for longer shares it with another program.
+constexpr std::chrono::microseconds kOwnTurn(200);
+
+template <typename Done>
+bool spin(int times, Done done) {
+  for (int i = 0; i < times; ++i) {
+    if (done()) return true;
+    pause();
+  }
+  return false;
+}
 
 template <typename Done>
 void spin_then_yield(Done done) {
-  for (int i = 0; i < kSpins; ++i) {
-    if (done()) return;
-    pause();
-  }
+  if (spin(kSpins, done)) return;
   while (!done()) std::this_thread::yield();
+}
+
+// A sleep while `word` is `value`, and its end for all sleepers. Where a processor is
+// shared with another program, who yields waits for a whole slice of it, milliseconds
+// at every step, and who was asleep is let in at once.
+void sleep_while(std::atomic<int>& word, int value) {
+#if defined(__linux__)
+  static_assert(sizeof(word) == sizeof(int), "a futex is 32 bits");
+  syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, value, nullptr, nullptr, 0);
+#else
+  if (word.load(std::memory_order_acquire) == value) std::this_thread::yield();
+#endif
+}
+
+void wake(std::atomic<int>& word) {
+#if defined(__linux__)
+  syscall(SYS_futex, &word, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+#else
+  static_cast<void>(word);
+#endif
 }
 
 // The OpenMP runtime that PyTorch has loaded, through GNU's stable interface, which
@@ -80,7 +115,7 @@ const OpenMP& loaded_openmp() {
 
 }  // namespace
 
-Barrier::Barrier() : arrived_(0), phase_(0), parties_(1) {}
+Barrier::Barrier() : arrived_(0), phase_(0), asleep_(0), shared_(false), parties_(1) {}
 
 void Barrier::reset(int parties) { parties_ = parties; }
 
@@ -89,10 +124,25 @@ void Barrier::wait() {
   int phase = phase_.load(std::memory_order_relaxed);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == parties_) {
     arrived_.store(0, std::memory_order_relaxed);
-    phase_.store(phase + 1, std::memory_order_release);
+    // In one order for all: who wakes sees the sleeper, or the sleeper sees the phase.
+    phase_.store(phase + 1, std::memory_order_seq_cst);
+    if (asleep_.load(std::memory_order_seq_cst)) wake(phase_);
     return;
   }
-  spin_then_yield([&] { return phase_.load(std::memory_order_acquire) != phase; });
+  auto over = [&] { return phase_.load(std::memory_order_seq_cst) != phase; };
+  if (spin(kSpins, over)) return;
+  while (!over()) {
+    if (shared_.load(std::memory_order_relaxed)) {
+      asleep_.fetch_add(1, std::memory_order_seq_cst);
+      while (!over()) sleep_while(phase_, phase);
+      asleep_.fetch_sub(1, std::memory_order_relaxed);
+      return;
+    }
+    auto before = std::chrono::steady_clock::now();
+    std::this_thread::yield();
+    if (std::chrono::steady_clock::now() - before > kOwnTurn)
+      shared_.store(true, std::memory_order_relaxed);
+  }
 }
 
 // The threads of the process: PyTorch's where it has an OpenMP runtime, else workers of

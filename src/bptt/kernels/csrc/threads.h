@@ -34,7 +34,7 @@ void watch_forks();
 
 // Where `parties` threads wait for each other: spins a little, then yields, so that it
 // neither sleeps between steps of microseconds nor keeps a processor from the thread
-// that it waits for.
+// that it waits for; and sleeps once another program is seen to use the processors.
 class Barrier {
  public:
   Barrier();
@@ -44,6 +44,8 @@ class Barrier {
  private:
   alignas(64) std::atomic<int> arrived_;
   alignas(64) std::atomic<int> phase_;
+  std::atomic<int> asleep_;
+  std::atomic<bool> shared_;
   int parties_;
 };
 

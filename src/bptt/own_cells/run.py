@@ -1,0 +1,160 @@
+"""Which loop a user's cell runs in, and what that keeps for the way back.
+
+- A `DifferentiableCell` brings its derivative: `derived`, for any truncation.
+- Full BPTT of any other cell: `plain`, a loop under autograd, in segments if wished.
+- A truncation: `cut`, back from kept states.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bptt.autograd import eager, inside_transform
+from bptt.cells.contract import DifferentiableCell, SplitCell
+from bptt.cells.nest import Leaves, Nest
+from bptt.own_cells import cut, derived, plain
+from bptt.own_cells.caller import Autocast, Caller
+from bptt.own_cells.scan import Pace
+from bptt.own_cells.sweep import Observe
+from bptt.rows import Rows
+from bptt.truncation import Truncation
+
+
+@eager
+def run(
+    cell: torch.nn.Module,
+    nest: Nest,
+    x: Tensor,
+    initial: Leaves,
+    truncation: Truncation,
+    rows: Rows,
+    *,
+    segment_steps: int | None = None,
+    observe: Observe | None = None,
+) -> tuple[Tensor, Leaves]:
+    """A cell over a sequence, differentiable as the truncation says.
+
+    Args:
+        cell: `(x, state) -> (y, state)`, row by row.
+        nest: how it has its state.
+        x: (time, batch, ...), packed (steps, ...) if `rows` are ragged. time >= 1.
+        initial: the state before the first step, leaves (batch, ...).
+        truncation: which errors go how far back.
+        rows: which steps the rows have, and where they are reset.
+        segment_steps: keep the state every so many steps alone, and run the steps
+            between again on the way back; None keeps what all steps need.
+        observe: sees the errors of all passes at each lag (see `sweep`), where the way
+            back has lags: not in `plain`, and not for a cell that draws random numbers.
+
+    Returns:
+        Outputs (time, batch, ...), packed if `rows` are ragged, and the final state's
+        leaves.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: the cell breaks its contract.
+        NotImplementedError: a truncation that cuts, inside a `torch.func` transform or
+            forward-mode differentiation.
+    """
+    full = truncation.is_full_over(rows.time)
+    transformed = inside_transform()
+    if transformed and not full:
+        raise NotImplementedError(
+            f"{truncation} has no meaning inside torch.func transforms or forward-mode "
+            "differentiation, which differentiate the whole sequence; set the module's "
+            "truncation to None there"
+        )
+    if isinstance(cell, DifferentiableCell) and Autocast.now(x.device).enabled:
+        # The recurrence stays in the precision of its state.
+        with torch.autocast(x.device.type, enabled=False):
+            return run(
+                cell,
+                nest,
+                x.to(initial[0].dtype) if x.is_floating_point() else x,
+                initial,
+                truncation,
+                rows,
+                segment_steps=segment_steps,
+                observe=observe,
+            )
+    pace = Pace.of(rows, x.device)
+    caller = Caller(cell, nest)
+    differentiated = torch.is_grad_enabled() and not transformed
+    if isinstance(cell, DifferentiableCell) and segment_steps is None:
+        weights = len(cell.weights())
+        plan = derived.Plan(cell, truncation, rows, pace, weights, observe)
+        gx = plain.projected(cell, x, ragged=pace.ragged)
+        way = derived.run if differentiated else derived.without_tape
+        return way(plan, gx, initial)
+    if full or not differentiated:
+        return plain.run(caller, x, initial, pace, segment_steps)
+    if segment_steps is None:
+        gx = plain.projected(cell, x, ragged=pace.ragged)
+    else:  # what all steps are projected to would be kept
+        gx, caller = x, Caller(cell, nest, whole=True)
+    names = tuple(caller.parameters())
+    return cut.run(
+        cut.Plan(caller, truncation, rows, pace, names, segment_steps, observe),
+        gx,
+        initial,
+    )
+
+
+@dataclass(frozen=True)
+class KeptBytes:
+    """What a step keeps for the way back.
+
+    Attributes:
+        state: bytes of the state's leaves: what keeping a state costs.
+        graph: bytes that the graph of one step keeps, beside parameters.
+        projected: bytes of what a split cell makes of the step's input.
+        output: bytes of the step's output.
+    """
+
+    state: int
+    graph: int
+    projected: int
+    output: int
+
+
+def kept_bytes(
+    cell: torch.nn.Module, nest: Nest, x: Tensor, initial: Leaves
+) -> KeptBytes:
+    """Measure one step, run on copies with the random numbers put back.
+
+    Args:
+        cell: as for `run`.
+        nest: as for `run`.
+        x: the input of the first step, (batch, ...).
+        initial: the state before it.
+    """
+    found: dict[int, int] = {}
+
+    def note(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        found[storage.data_ptr()] = storage.nbytes()
+        return t
+
+    caller = Caller(cell, nest)
+    leaves = tuple(
+        leaf.detach().clone().requires_grad_(leaf.is_floating_point())
+        for leaf in initial
+    )
+    devices = [x.device] if x.device.type != "cpu" else []
+    kind = x.device.type if devices else "cuda"
+    with (
+        torch.random.fork_rng(devices, device_type=kind),
+        torch.enable_grad(),
+        torch.autograd.graph.saved_tensors_hooks(note, lambda t: t),
+    ):
+        one = x.detach().clone().unsqueeze(0)
+        gx = plain.projected(cell, one, ragged=False)[0]
+        y, _ = caller(gx, leaves)
+    for parameter in cell.parameters():
+        found.pop(parameter.untyped_storage().data_ptr(), None)
+    return KeptBytes(
+        state=sum(leaf.nbytes for leaf in initial),
+        graph=sum(found.values()),
+        projected=gx.nbytes if isinstance(cell, SplitCell) else 0,
+        output=y.nbytes,
+    )

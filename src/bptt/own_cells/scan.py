@@ -1,0 +1,118 @@
+"""The steps forward, for any cell: `(x_t, s_{t-1}) -> (y_t, s_t)`, step after step.
+
+A sequence is (time, batch, ...), or packed (steps, ...) where rows are ragged: then a
+step runs only the rows that have it, so padding never enters a cell.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bptt.autograd import inside_transform
+from bptt.cells.nest import Leaves
+from bptt.rows import Rows
+
+Step = Callable[[Tensor, Leaves], tuple[Tensor, Leaves]]
+Keep = Callable[[Leaves, Leaves], object]  # the state as the step read and left it
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How many rows each step has, and which of them are reset before it.
+
+    Attributes:
+        sizes: rows of each step, not increasing.
+        cuts: for each step a mask of its rows whose state is zeroed, or None.
+        ragged: whether sequences are packed.
+    """
+
+    sizes: list[int]
+    cuts: list[Tensor | None]
+    ragged: bool
+
+    @classmethod
+    def of(cls, rows: Rows, device: torch.device) -> "Pace":
+        """The pace of a batch."""
+        sizes = [rows.batch] * rows.time
+        if rows.batch_sizes is not None:
+            sizes = rows.batch_sizes.tolist()
+        if rows.resets is None:
+            return cls(sizes, [None] * rows.time, rows.is_ragged)
+        resets = rows.resets.to(device)
+        masks: Sequence[Tensor] = (
+            torch.split(resets, sizes) if rows.is_ragged else resets.unbind(0)
+        )
+        if inside_transform():  # where values cannot be asked for
+            return cls(sizes, list(masks), rows.is_ragged)
+        used = torch.stack([mask.any() for mask in masks]).tolist()
+        cuts = [m if any_ else None for m, any_ in zip(masks, used, strict=True)]
+        return cls(sizes, cuts, rows.is_ragged)
+
+    def part(self, start: int, stop: int) -> "Pace":
+        """The pace of some steps."""
+        return Pace(self.sizes[start:stop], self.cuts[start:stop], self.ragged)
+
+    def steps(self, sequence: Tensor) -> Sequence[Tensor]:
+        """A sequence, step by step."""
+        return torch.split(sequence, self.sizes) if self.ragged else sequence.unbind(0)
+
+    def sequence(self, steps: Sequence[Tensor]) -> Tensor:
+        """The inverse of `steps`."""
+        return torch.cat(list(steps)) if self.ragged else torch.stack(list(steps))
+
+    def between(self, sequence: Tensor, start: int, stop: int) -> Tensor:
+        """Some steps of a sequence."""
+        if not self.ragged:
+            return sequence[start:stop]
+        first = sum(self.sizes[:start])
+        return sequence[first : first + sum(self.sizes[start:stop])]
+
+
+def scan(
+    step: Step,
+    xs: Iterable[Tensor],
+    state: Leaves,
+    pace: Pace,
+    keep: Keep | None = None,
+) -> tuple[list[Tensor], Leaves]:
+    """Run a cell over the steps of a sequence.
+
+    Args:
+        step: the cell.
+        xs: its input, step by step.
+        state: before the first step, leaves (batch, ...).
+        pace: the rows of each step.
+        keep: is given the state before and after each step.
+
+    Returns:
+        The outputs, step by step, and the state of each row after its last step.
+    """
+    ys: list[Tensor] = []
+    ended: list[Leaves] = []
+    rows = pace.sizes[0]
+    for x, size, cut in zip(xs, pace.sizes, pace.cuts, strict=True):
+        if size < rows:
+            ended.append(tuple(leaf[size:] for leaf in state))
+            state = tuple(leaf[:size] for leaf in state)
+            rows = size
+        if cut is not None:
+            state = zeroed_rows(state, cut)
+        before = state
+        y, state = step(x, before)
+        if keep is not None:
+            keep(before, state)
+        ys.append(y)
+    if ended:
+        parts = zip(*reversed([*ended, state]), strict=True)
+        state = tuple(torch.cat(part) for part in parts)
+    return ys, state
+
+
+def zeroed_rows(state: Leaves, cut: Tensor) -> Leaves:
+    """A state, or its error, with some rows set to zero; `cut` has its leading axes."""
+    return tuple(
+        leaf.masked_fill(cut.reshape(*cut.shape, *[1] * (leaf.dim() - cut.dim())), 0)
+        for leaf in state
+    )
