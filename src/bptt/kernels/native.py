@@ -72,6 +72,30 @@ def applies(
     return True
 
 
+def lends_to(t: Tensor) -> bool:
+    """Whether `select` is for `t`: plain float32 on the CPU, and large."""
+    return (
+        t.numel() >= _LARGE
+        and choice.active() != choice.TORCH
+        and not torch._C._len_torch_dispatch_stack()
+        and type(t) in _EXACT
+        and t.dtype == torch.float32
+        and t.is_cpu
+        and t.layout == torch.strided
+        and not t.is_neg()
+        and not t._is_zerotensor()
+    )
+
+
+def select(t: Tensor, index: Tensor) -> Tensor:
+    """`t.index_select(0, index)` without a derivative, in memory that is used again.
+
+    Where memory is fresh, its pages cost several times what the copy does.
+    """
+    out = _empty(t, len(index), *t.shape[1:])
+    return torch.index_select(t, 0, index, out=out)
+
+
 def forward(
     kernel: str,
     layers: Sequence[Layer],

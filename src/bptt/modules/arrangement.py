@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from bptt.modules.places import Places
 from bptt.rows import Rows
 
 
@@ -27,8 +28,8 @@ class Arrangement:
         batch_first: whether that comes before time.
         order: (batch,) int64: row `r` here is the caller's row `order[r]`; None for the
             same order.
-        where: (steps,) int64, where packed steps stand in the caller's (time x batch);
-            None if the caller's own sequences are packed, or none is.
+        places: where packed steps stand in the caller's sequences; None if those are
+            packed themselves, or none is.
         time: steps of the caller's sequences.
         packed: the caller's PackedSequence.
     """
@@ -38,7 +39,7 @@ class Arrangement:
     batched: bool = True
     batch_first: bool = False
     order: Tensor | None = None
-    where: Tensor | None = None
+    places: Places | None = None
     time: int = 0
     packed: PackedSequence | None = None
 
@@ -63,10 +64,10 @@ class Arrangement:
                 self.packed.sorted_indices,
                 self.packed.unsorted_indices,
             )
-        if self.where is not None:
-            zeros = y.new_zeros(self.time * self.rows.batch, *y.shape[1:])
-            y = zeros.index_copy(0, self.where, y)
-            y = y.reshape(self.time, self.rows.batch, *y.shape[1:])
+        if self.places is not None:
+            y = self.places.place(y)
+            axes = (self.time, self.rows.batch)
+            return y.reshape(*(axes[::-1] if self.batch_first else axes), *y.shape[1:])
         if not self.batched:
             return y.squeeze(1)
         return y.transpose(0, 1) if self.batch_first else y
@@ -118,21 +119,23 @@ def arrange(
             f"{name}: lengths are for a batch, and input is one sequence of shape "
             f"{tuple(input.shape)}; leave its end away instead"
         )
-    _require_lengths(lengths, time, batch, name)
-    if bool((lengths == time).all()):
+    longest = _longest(lengths, time, batch, name)
+    if longest is None:
         return Arrangement(x, Rows(time, batch, None, resets), True, batch_first)
     counts, order = lengths.cpu().long().sort(descending=True, stable=True)
-    longest = int(counts[0])
     # How many rows have step t: those longer than t.
     ended = torch.bincount(counts, minlength=longest + 1).cumsum(0)
     rows = Rows(longest, batch, batch - ended[:longest])
-    where = (rows.index // batch * batch + order[rows.index % batch]).to(x.device)
+    step = torch.arange(longest).unsqueeze(1)
+    where = order * time + step if batch_first else step * batch + order
+    places = Places(where.masked_select(rows.present).to(x.device), time * batch)
     if resets is not None:
-        resets = resets.reshape(time * batch).index_select(0, where.to(resets.device))
+        given = resets.transpose(0, 1) if batch_first else resets
+        resets = places.take(given.flatten())
         rows = Rows(longest, batch, rows.batch_sizes, resets)
-    x = x.reshape(time * batch, *x.shape[2:]).index_select(0, where)
+    x = places.take(input.flatten(0, 1))
     order = order.to(x.device)
-    return Arrangement(x, rows, True, batch_first, order, where, time)
+    return Arrangement(x, rows, True, batch_first, order, places, time)
 
 
 def arrange_packed(
@@ -172,7 +175,8 @@ def arrange_packed(
     return Arrangement(packed.data, rows, order=order, packed=packed)
 
 
-def _require_lengths(lengths: Tensor, time: int, batch: int, name: str) -> None:
+def _longest(lengths: Tensor, time: int, batch: int, name: str) -> int | None:
+    """The largest of the lengths, which must fit; None if all rows have all steps."""
     if not isinstance(lengths, Tensor) or lengths.dtype not in _INTEGERS:
         given = (
             f"dtype {lengths.dtype}"
@@ -188,14 +192,16 @@ def _require_lengths(lengths: Tensor, time: int, batch: int, name: str) -> None:
             f"{name}: lengths must have shape ({batch},), one for each row of the "
             f"batch; got {tuple(lengths.shape)}"
         )
-    shortest, longest = int(lengths.min()), int(lengths.max())
+    steps = lengths.tolist()  # cheaper than asking torch for each number
+    shortest, longest = min(steps), max(steps)
     if shortest < 1 or longest > time:
         wrong = shortest if shortest < 1 else longest
-        row = int((lengths == wrong).nonzero()[0])
+        row = steps.index(wrong)
         raise ValueError(
             f"{name}: lengths must be from 1 to {time}, the steps of input; row {row} "
             f"has {wrong}" + (": leave empty rows away" if wrong < 1 else "")
         )
+    return None if shortest == time else longest
 
 
 def _require_resets(resets: Tensor, axes: tuple[int, ...], name: str) -> None:

@@ -298,8 +298,8 @@ class ThroughTime(_Base):
         input_bytes = x.numel() * x.element_size()
         output_bytes = 2 * steps * self.hidden_size * width
         held = 0
-        if batch.where is not None:  # packed here: input, errors, and where they stand
-            held += input_bytes + output_bytes + 16 * steps
+        if batch.places is not None:  # packed here: input, errors, and where they stand
+            held += input_bytes + output_bytes + 16 * batch.places.size
         if not self.bidirectional:
             return budget.shared(1, held, 0)
         # The reversed input; between layers the outputs, as they are and reversed,
