@@ -67,7 +67,9 @@ def main() -> None:
     turns = Turns(script, steps, rounds)
     result = {
         "question": "tokens a second of `bptt train` relative to a plain torch script",
-        "text": str(arguments.text or "Python's English reference"),
+        "text": (
+            arguments.text.name if arguments.text else "Python's English reference"
+        ),
         "fused_script": arguments.fused,
         "rounds": rounds,
         "steps_a_block": steps,
