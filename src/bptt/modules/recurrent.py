@@ -28,7 +28,8 @@ class Recurrent(torch.nn.Module):
     `bptt.LSTM` does works for it: truncations, ragged rows, resets, a memory budget.
 
     Under full BPTT (and a truncation that cuts nothing) the steps run under autograd,
-    so anything goes that autograd can do. Under a truncation that cuts, gradients go to
+    so anything goes that autograd can do. Under a truncation that cuts, and where a
+    memory budget has steps run again, gradients go to
     the input, the initial state and the cell's parameters: a cell that reads other
     tensors which require gradients is refused, and so is one that changes its input or
     state in place. Where such a cell draws random numbers, as for dropout, the way back

@@ -1,8 +1,8 @@
 """Which loop a user's cell runs in, and what that keeps for the way back.
 
 - A `DifferentiableCell` brings its derivative: `derived`, for any truncation.
-- Full BPTT of any other cell: `plain`, a loop under autograd, in segments if wished.
-- A truncation: `cut`, back from kept states.
+- Full BPTT of any other cell: `plain`, a loop under autograd.
+- A truncation, or steps that are run again: `cut`, back from kept states.
 """
 
 from dataclasses import dataclass
@@ -86,8 +86,8 @@ def run(
         gx = plain.projected(cell, x, ragged=pace.ragged)
         way = derived.run if differentiated else derived.without_tape
         return way(plan, gx, initial)
-    if full or not differentiated:
-        return plain.run(caller, x, initial, pace, segment_steps)
+    if not differentiated or (full and segment_steps is None):
+        return plain.run(caller, x, initial, pace)
     if segment_steps is None:
         gx = plain.projected(cell, x, ragged=pace.ragged)
     else:  # what all steps are projected to would be kept

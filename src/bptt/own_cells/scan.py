@@ -50,10 +50,6 @@ class Pace:
         cuts = [m if any_ else None for m, any_ in zip(masks, used, strict=True)]
         return cls(sizes, cuts, rows.is_ragged)
 
-    def part(self, start: int, stop: int) -> "Pace":
-        """The pace of some steps."""
-        return Pace(self.sizes[start:stop], self.cuts[start:stop], self.ragged)
-
     def steps(self, sequence: Tensor) -> Sequence[Tensor]:
         """A sequence, step by step."""
         return torch.split(sequence, self.sizes) if self.ragged else sequence.unbind(0)
@@ -61,13 +57,6 @@ class Pace:
     def sequence(self, steps: Sequence[Tensor]) -> Tensor:
         """The inverse of `steps`."""
         return torch.cat(list(steps)) if self.ragged else torch.stack(list(steps))
-
-    def between(self, sequence: Tensor, start: int, stop: int) -> Tensor:
-        """Some steps of a sequence."""
-        if not self.ragged:
-            return sequence[start:stop]
-        first = sum(self.sizes[:start])
-        return sequence[first : first + sum(self.sizes[start:stop])]
 
 
 def scan(
