@@ -22,7 +22,7 @@ References: Werbos, "Backpropagation through time: what it does and how to do it
 Williams & Peng, 1990 (see `truncation`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,7 +31,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bptt.cells import Cell, Tape
-from bptt.cells.base import State, zeroed
+from bptt.cells.base import State, StepTape, zeroed
 from bptt.rows import Rows
 from bptt.truncation import Lag, Truncation
 
@@ -157,9 +157,10 @@ def backward(
         for index in reversed(group):
             inputs = _input_above(tapes[index - 1], index - 1, masks) if index else x
             at = index - bottom
-            gradients.append(
-                _gradients(layers[index], inputs, tapes[index], deltas[at], dstates[at])
+            found = weight_gradients(
+                layers[index], inputs, tapes[index].whole(), deltas[at]
             )
+            gradients.append(LayerGradients(*found, dstate=dstates[at]))
         if bottom or needs_dx:
             dx = deltas[0] @ layers[bottom].U
             dy = dx * masks[bottom - 1] if bottom and masks else dx
@@ -204,28 +205,49 @@ def _input_above(tape: Tape, index: int, masks: Sequence[Tensor]) -> Tensor:
     return y * masks[index] if masks else y
 
 
-def _sweep(
+@dataclass(frozen=True)
+class Turn:
+    """One lag: what arrives at the steps where the passes stand, and what goes on.
+
+    Attributes:
+        lag: where they stand.
+        ds: for each layer, the error of the state after the step, from later steps and
+            the step's own output alone, parts (passes, batch, state).
+        deltas: for each layer, the error of `gx`, (passes, batch, gates).
+        before: for each layer, the error of the state before the step.
+    """
+
+    lag: Lag
+    ds: list[State]
+    deltas: list[Tensor]
+    before: list[State]
+
+
+def turns(
     layers: Sequence[Layer],
     masks: Sequence[Tensor],
     tapes: Sequence[Tape],
     dy: Tensor,
     dfinal: Sequence[State],
-    lags: Sequence[Lag],
+    lags: Iterable[Lag],
     rows: Rows,
-) -> tuple[list[Tensor], list[State]]:
-    """All passes back through a stack: the errors per step, summed over passes.
+) -> Iterator[Turn]:
+    """THE loop: all passes back through a stack, one lag at a time.
 
-    Returns:
-        For each layer, delta (time, batch, gates), the error of `gx`, and the error of
-        the initial state.
+    Args:
+        layers: bottom first.
+        masks: as for `forward`, padded.
+        tapes: as `forward` returned them.
+        dy: the error of the top layer's outputs, (time, batch, state), padded.
+        dfinal: the error of each layer's final state, parts (batch, state).
+        lags: of the truncation.
+        rows: as given to `forward`.
+
+    Yields:
+        Each lag's errors, before the next is computed.
     """
     top = len(layers) - 1
     parts = range(layers[0].cell.state_parts)
-    deltas = [
-        dy.new_zeros(*dy.shape[:2], layer.W.shape[0]).to(layer.W.dtype)
-        for layer in layers
-    ]
-    dstart = [tuple(torch.zeros_like(s[0]) for s in tape.states) for tape in tapes]
     # ds[layer][part] is (running passes, batch, state), the error of the state after
     # the step at which each pass stands.
     ds = [tuple(s[:0] for s in tape.states) for tape in tapes]
@@ -246,22 +268,50 @@ def _sweep(
                 tuple(_add_to_last(d[part], end[part]) for part in parts)
                 for d, end in zip(ds, dfinal, strict=True)
             ]
+        arrived = list(ds)
+        deltas = []
         for index in range(top, -1, -1):
             layer, tape = layers[index], tapes[index].at(lag)
             delta, before = layer.cell.vjp_state(ds[index], tape, layer.W)
             ds[index] = zeroed(before, tapes[index].cut_at(lag))
-            deltas[index][lag.steps] += delta
+            deltas.append(delta)
             if index:  # the error goes down within the step, to the layer below
                 below = delta @ layer.U
                 if masks:
                     below = below * masks[index - 1][lag.steps]
                 ds[index - 1] = (ds[index - 1][0] + below, *ds[index - 1][1:])
-        if lag.at_start:
+        yield Turn(lag, arrived, deltas[::-1], list(ds))
+
+
+def _sweep(
+    layers: Sequence[Layer],
+    masks: Sequence[Tensor],
+    tapes: Sequence[Tape],
+    dy: Tensor,
+    dfinal: Sequence[State],
+    lags: Sequence[Lag],
+    rows: Rows,
+) -> tuple[list[Tensor], list[State]]:
+    """The errors of all turns per step, summed over the passes.
+
+    Returns:
+        For each layer, delta (time, batch, gates), the error of `gx`, and the error of
+        the initial state.
+    """
+    sums = [
+        dy.new_zeros(*dy.shape[:2], layer.W.shape[0]).to(layer.W.dtype)
+        for layer in layers
+    ]
+    dstart = [tuple(torch.zeros_like(s[0]) for s in tape.states) for tape in tapes]
+    for turn in turns(layers, masks, tapes, dy, dfinal, lags, rows):
+        for total, delta in zip(sums, turn.deltas, strict=True):
+            total[turn.lag.steps] += delta
+        if turn.lag.at_start:
             dstart = [
-                tuple(total[part] + d[part][0] for part in parts)
-                for total, d in zip(dstart, ds, strict=True)
+                tuple(total + d[0] for total, d in zip(state, before, strict=True))
+                for state, before in zip(dstart, turn.before, strict=True)
             ]
-    return deltas, dstart
+    return sums, dstart
 
 
 def _enter_and_leave(ds: list[State], lag: Lag, previous_first: int) -> list[State]:
@@ -291,12 +341,18 @@ def _add_to_last(ds: Tensor, d: Tensor) -> Tensor:
     return torch.cat((ds[:-1], (ds[-1] + d).unsqueeze(0)))
 
 
-def _gradients(
-    layer: Layer, x: Tensor, tape: Tape, delta: Tensor, dstate: State
-) -> LayerGradients:
-    """The weights' gradients from the summed errors: one product each."""
-    whole = tape.whole()
-    hidden = layer.cell.hidden_delta(delta, whole)
+def weight_gradients(
+    layer: Layer, x: Tensor, tape: StepTape, delta: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """`dU, dW, db_ih, db_hh` from the errors of some steps: one product each.
+
+    Args:
+        layer: whose weights.
+        x: what it read at these steps, (steps, batch, input) or ids (steps, batch).
+        tape: of these steps.
+        delta: the error of their `gx`, (steps, batch, gates).
+    """
+    hidden = layer.cell.hidden_delta(delta, tape)
     rows = _rows(delta)
     hidden_rows = _rows(hidden)
     if x.is_floating_point():
@@ -305,12 +361,11 @@ def _gradients(
         dU = rows.new_zeros(layer.U.shape[1], rows.shape[1])
         dU = dU.index_add(0, x.reshape(-1), rows).t()
     has_bias = layer.b_ih is not None
-    return LayerGradients(
-        dU=dU,
-        dW=hidden_rows.t() @ _rows(whole.before[0]),
-        db_ih=rows.sum(0) if has_bias else None,
-        db_hh=hidden_rows.sum(0) if has_bias else None,
-        dstate=dstate,
+    return (
+        dU,
+        hidden_rows.t() @ _rows(tape.before[0]),
+        rows.sum(0) if has_bias else None,
+        hidden_rows.sum(0) if has_bias else None,
     )
 
 
