@@ -605,39 +605,6 @@ def test_transforms_differentiate_the_whole_sequence():
         torch.func.grad(lambda x: (dy * recurrent(x)[0]).sum())(x)
 
 
-@pytest.mark.parametrize("kind", ["PeepholeLSTM", "hidden"])
-def test_every_lag_can_be_observed(kind):
-    cell = bptt.cells.PeepholeLSTM(3, 5).double()
-    cell = Hidden(cell) if kind == "hidden" else cell
-    state = (normal(2, 5), normal(2, 5, seed=8))
-    x, dy = normal(4, 2, 3), normal(4, 2, 5)
-    seen = {}
-
-    def observe(lag, ds):
-        seen[lag.lag] = [d.clone() for d in ds]
-
-    run = through_run(cell, Truncation(1, 3), observe=observe)
-    module_gradients(bptt.Recurrent(cell), x, state, dy, None, run)
-    assert sorted(seen) == [0, 1, 2]
-    assert not any(d.any() for d in seen[0])  # errors of the state, not of y
-    # At lag 2 pass t stands after step t - 2, with what dy[t] means there.
-    middle = mapped(lambda s: s.detach().requires_grad_(), state)
-    ys = []
-    s = middle
-    for t in (1, 2):
-        y, s = cell(x[t], s)
-        ys.append(y)
-    expected = torch.autograd.grad((dy[2] * ys[1]).sum(), middle)
-    _, first = cell(x[0], state)
-    middle = mapped(lambda part: part.detach().requires_grad_(), first)
-    s = middle
-    for t in (1, 2):
-        y, s = cell(x[t], s)
-    expected = torch.autograd.grad((dy[2] * y).sum(), middle)
-    mine = {i: d[0] for i, d in enumerate(seen[2])}
-    assert_same(mine, dict(enumerate(expected)))
-
-
 def test_under_autocast_the_way_back_computes_as_the_way_forward():
     cell = Hidden(bptt.cells.LeakyRate(3, 4))  # its products are in bfloat16 then
     x, state = normal(6, 2, 3).float(), normal(2, 4).float()

@@ -72,6 +72,16 @@ class Arrangement:
             return y.squeeze(1)
         return y.transpose(0, 1) if self.batch_first else y
 
+    def of_outputs(self, y: Tensor) -> Tensor:
+        """The inverse of `outputs`; of a PackedSequence it takes the data."""
+        if self.packed is not None:
+            return y
+        if self.places is not None:
+            return self.places.take(y.reshape(self.places.size, *y.shape[2:]))
+        if not self.batched:
+            return y.unsqueeze(1)
+        return y.transpose(0, 1) if self.batch_first else y
+
     @cached_property
     def _inverse(self) -> Tensor:
         assert self.order is not None

@@ -107,6 +107,21 @@ class Recurrent(torch.nn.Module):
             ValueError, TypeError, RuntimeError: an argument does not fit, or the cell
                 breaks its contract.
         """
+        batch, leaves, nest = self._arranged(input, state, lengths, resets)
+        y, end = self._run(batch, leaves, nest)
+        if batch.order is not None:
+            back = batch.order.argsort()
+            end = tuple(leaf.index_select(0, back) for leaf in end)
+        return batch.outputs(y), nest.state(end)
+
+    def _arranged(
+        self,
+        input: Tensor,
+        state: Any,
+        lengths: Tensor | None,
+        resets: Tensor | None,
+    ) -> tuple[Arrangement, Leaves, Nest]:
+        """The batch in the loop's order and the state before it."""
         self._check_policies()
         if not isinstance(input, Tensor) or input.dim() < 2:
             given = (
@@ -126,28 +141,26 @@ class Recurrent(torch.nn.Module):
             input, lengths, resets, batched=True, batch_first=False, name=_NAME
         )
         leaves, nest = self._initial(state, input)
-        leaves = tuple(_ordered(batch, leaf) for leaf in leaves)
-        y, end = self._run(batch, leaves, nest)
-        if batch.order is not None:
-            back = batch.order.argsort()
-            end = tuple(leaf.index_select(0, back) for leaf in end)
-        return batch.outputs(y), nest.state(end)
+        return batch, tuple(_ordered(batch, leaf) for leaf in leaves), nest
 
     def extra_repr(self) -> str:
         """The truncation."""
         return "" if self.truncation is None else f"truncation={self.truncation}"
 
+    def _policy(self) -> Truncation:
+        return Truncation.full() if self.truncation is None else self.truncation
+
     def _run(
         self, batch: Arrangement, initial: Leaves, nest: Nest
     ) -> tuple[Tensor, Leaves]:
-        truncation = Truncation.full() if self.truncation is None else self.truncation
+        truncation = self._policy()
         budget = (
             None if self.memory_budget is None else Budget.parse(self.memory_budget)
         )
-        engine_cell = _engine_cell(self.cell)
-        if engine_cell is not None:
+        known = engine_cell(self.cell)
+        if known is not None:
             return _run_in_engine(
-                engine_cell, self.cell, batch, initial, nest, truncation, budget
+                known, self.cell, batch, initial, nest, truncation, budget
             )
         segment_steps = None
         if budget is not None and torch.is_grad_enabled():
@@ -212,7 +225,7 @@ class Recurrent(torch.nn.Module):
         cell, batch = self.cell, input.shape[1]
         if isinstance(cell, HasInitialState):
             return cell.initial_state(batch)
-        if isinstance(cell, torch.nn.RNNCellBase) and _engine_cell(cell) is not None:
+        if isinstance(cell, torch.nn.RNNCellBase) and engine_cell(cell) is not None:
             h = cell.weight_hh.new_zeros(batch, cell.hidden_size)
             return (h, h) if isinstance(cell, torch.nn.LSTMCell) else h
         raise TypeError(
@@ -230,7 +243,7 @@ class Recurrent(torch.nn.Module):
         if self.memory_budget is not None:
             Budget.parse(self.memory_budget)
         is_cell = isinstance(self.cell, torch.nn.RNNCellBase)
-        if is_cell and _engine_cell(self.cell) is None:
+        if is_cell and engine_cell(self.cell) is None:
             raise TypeError(
                 f"{_NAME}: cell must return (y, state), and a subclass of torch.nn's "
                 f"cells, {type(self.cell).__name__}, returns its state alone; give the "
@@ -238,7 +251,7 @@ class Recurrent(torch.nn.Module):
             )
 
 
-def _engine_cell(cell: torch.nn.Module) -> Cell | None:
+def engine_cell(cell: torch.nn.Module) -> Cell | None:
     """The engine's cell for one of torch.nn's, of exactly that type."""
     if type(cell) is torch.nn.LSTMCell:
         return LSTMCell()
@@ -250,7 +263,7 @@ def _engine_cell(cell: torch.nn.Module) -> Cell | None:
 
 
 def _run_in_engine(
-    engine_cell: Cell,
+    known: Cell,
     cell: Any,
     batch: Arrangement,
     initial: Leaves,
@@ -260,7 +273,7 @@ def _run_in_engine(
 ) -> tuple[Tensor, Leaves]:
     """One of torch.nn's cells, as a layer of the engine."""
     x, weight = batch.x, cell.weight_hh
-    width, parts = cell.hidden_size, engine_cell.state_parts
+    width, parts = cell.hidden_size, known.state_parts
     name = type(cell).__name__
     expected = Nest() if parts == 1 else Nest(tuple, (Nest(), Nest()))
     if nest != expected:
@@ -280,7 +293,7 @@ def _run_in_engine(
                 f"{_NAME}: the state of {name} must be floats (batch, {width}); got "
                 f"{leaf.dtype} of shape {tuple(leaf.shape)}"
             )
-    layer = Layer(engine_cell, cell.weight_ih, weight, cell.bias_ih, cell.bias_hh)
+    layer = Layer(known, cell.weight_ih, weight, cell.bias_ih, cell.bias_hh)
     state = tuple(leaf.to(weight.dtype).unsqueeze(0) for leaf in initial)
     x = x.to(weight.dtype)
     # Under autocast the recurrence stays in the precision of its weights.

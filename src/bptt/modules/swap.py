@@ -79,9 +79,9 @@ def accelerate(model: torch.nn.Module) -> Accelerated:
     classes: dict[str, tuple[torch.nn.Module, type]] = {}
     left: dict[str, str] = {}
     for name, module in _recurrent(model):
-        reason = _reason_to_leave(module)
+        reason = reason_to_leave(module)
         if reason is None:
-            classes[name] = module, _class_for(module)
+            classes[name] = module, class_for(module)
         else:
             left[name] = reason
     for module, new in classes.values():
@@ -114,8 +114,13 @@ def _recurrent(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
             yield name, module
 
 
-def _reason_to_leave(module: torch.nn.Module) -> str | None:
-    """Why a recurrent module must stay what it is, or None."""
+def reason_to_leave(module: torch.nn.Module, *, any_device: bool = False) -> str | None:
+    """Why a recurrent module must stay what it is, or None.
+
+    Args:
+        module: recurrent, not bptt's.
+        any_device: whether weights may lie on any device and be of any dtype.
+    """
     cls = type(module)
     if isinstance(module, torch.jit.ScriptModule):
         return (
@@ -139,6 +144,8 @@ def _reason_to_leave(module: torch.nn.Module) -> str | None:
     for name, weight in module.named_parameters():
         if type(weight) not in (Tensor, torch.nn.Parameter):
             return f"{name} is a {type(weight).__name__}, not a plain parameter"
+        if any_device:
+            continue
         if weight.device.type not in _DEVICES:
             return (
                 f"{name} is on {weight.device}, where torch.nn's kernels run faster "
@@ -171,7 +178,7 @@ def _swapped_base(module: torch.nn.Module) -> type | None:
     return None
 
 
-def _class_for(module: torch.nn.Module) -> type:
+def class_for(module: torch.nn.Module) -> type:
     """The class of bptt for a module; below the parametrizations, if there are some."""
     cls, base = type(module), _swapped_base(module)
     assert base is not None

@@ -29,7 +29,7 @@ from bptt.own_cells.caller import (
 )
 from bptt.own_cells.merged import Merged
 from bptt.own_cells.scan import Pace, scan
-from bptt.own_cells.sweep import Observe, sweep
+from bptt.own_cells.sweep import sweep
 from bptt.rows import Rows
 from bptt.truncation import Truncation
 
@@ -44,7 +44,6 @@ class Plan:
     pace: Pace
     names: tuple[str, ...]  # of the parameters
     segment_steps: int | None = None
-    observe: Observe | None = None
 
 
 def run(plan: Plan, x: Tensor, initial: Leaves) -> tuple[Tensor, Leaves]:
@@ -179,7 +178,7 @@ class _Cut(torch.autograd.Function):
                 ctx.autocast,
                 needs_dx=needs_dx,
             )
-            dstart = sweep(visitor, lags, plan.rows, dy, ends, plan.observe)
+            dstart = sweep(visitor, lags, plan.rows, dy, ends)
             dx, dparameters = visitor.gradients()
         floating = iter(dstart)
         dinitial = [next(floating) if is_differentiable(s) else None for s in initial]

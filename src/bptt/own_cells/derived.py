@@ -17,7 +17,7 @@ from bptt.cells.base import Kept, State, StepTape
 from bptt.cells.contract import Deltas, DifferentiableCell
 from bptt.cells.nest import Leaves
 from bptt.own_cells.scan import Pace, scan
-from bptt.own_cells.sweep import Observe, Place, Visitor, sweep
+from bptt.own_cells.sweep import Place, Visitor, sweep
 from bptt.rows import Rows
 from bptt.truncation import Lag, Truncation
 
@@ -31,7 +31,6 @@ class Plan:
     rows: Rows
     pace: Pace
     weights: int
-    observe: Observe | None = None
 
 
 @dataclass(frozen=True)
@@ -214,8 +213,6 @@ class _Derived(torch.autograd.Function):
         full = plan.truncation.is_full_over(time)
         truncation = Truncation.full() if full else plan.truncation
         visitor = _Visitor(plan, tape, weights, single=full)
-        dstart = sweep(
-            visitor, list(truncation.lags(time)), plan.rows, dy, ends, plan.observe
-        )
+        dstart = sweep(visitor, list(truncation.lags(time)), plan.rows, dy, ends)
         dgx, dweights = visitor.gradients(gx)
         return None, dgx, *dweights, *dstart

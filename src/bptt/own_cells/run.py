@@ -16,7 +16,6 @@ from bptt.cells.nest import Leaves, Nest
 from bptt.own_cells import cut, derived, plain
 from bptt.own_cells.caller import Autocast, Caller
 from bptt.own_cells.scan import Pace
-from bptt.own_cells.sweep import Observe
 from bptt.rows import Rows
 from bptt.truncation import Truncation
 
@@ -31,7 +30,6 @@ def run(
     rows: Rows,
     *,
     segment_steps: int | None = None,
-    observe: Observe | None = None,
 ) -> tuple[Tensor, Leaves]:
     """A cell over a sequence, differentiable as the truncation says.
 
@@ -44,8 +42,6 @@ def run(
         rows: which steps the rows have, and where they are reset.
         segment_steps: keep the state every so many steps alone, and run the steps
             between again on the way back; None keeps what all steps need.
-        observe: sees the errors of all passes at each lag (see `sweep`), where the way
-            back has lags: not in `plain`, and not for a cell that draws random numbers.
 
     Returns:
         Outputs (time, batch, ...), packed if `rows` are ragged, and the final state's
@@ -75,14 +71,13 @@ def run(
                 truncation,
                 rows,
                 segment_steps=segment_steps,
-                observe=observe,
             )
     pace = Pace.of(rows, x.device)
     caller = Caller(cell, nest)
     differentiated = torch.is_grad_enabled() and not transformed
     if isinstance(cell, DifferentiableCell) and segment_steps is None:
         weights = len(cell.weights())
-        plan = derived.Plan(cell, truncation, rows, pace, weights, observe)
+        plan = derived.Plan(cell, truncation, rows, pace, weights)
         gx = plain.projected(cell, x, ragged=pace.ragged)
         way = derived.run if differentiated else derived.without_tape
         return way(plan, gx, initial)
@@ -94,7 +89,7 @@ def run(
         gx, caller = x, Caller(cell, nest, whole=True)
     names = tuple(caller.parameters())
     return cut.run(
-        cut.Plan(caller, truncation, rows, pace, names, segment_steps, observe),
+        cut.Plan(caller, truncation, rows, pace, names, segment_steps),
         gx,
         initial,
     )

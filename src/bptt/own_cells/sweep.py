@@ -5,7 +5,7 @@ errors is left to a *visitor*: the derivative that a cell brings, or autograd.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,8 +16,6 @@ from bptt.cells.nest import Leaves
 from bptt.own_cells.scan import zeroed_rows
 from bptt.rows import Rows
 from bptt.truncation import Lag
-
-Observe = Callable[[Lag, Leaves], object]
 
 
 @dataclass(frozen=True)
@@ -86,15 +84,29 @@ class Visitor(ABC):
         """
 
 
-def sweep(
+@dataclass(frozen=True)
+class Turn:
+    """One lag, and the errors where the passes stand, leaves (passes, batch, ...).
+
+    Attributes:
+        lag: of all passes.
+        ds: the error of the state after the step, before the step's visit.
+        before: the error of the state before it.
+    """
+
+    lag: Lag
+    ds: Leaves
+    before: Leaves
+
+
+def turns(
     visitor: Visitor,
-    lags: Sequence[Lag],
+    lags: Iterable[Lag],
     rows: Rows,
     dy: Tensor | None,
     dfinal: Leaves,
-    observe: Observe | None = None,
-) -> Leaves:
-    """All passes back through a sequence.
+) -> Iterator[Turn]:
+    """All passes back through a sequence, one lag at a time.
 
     Args:
         visitor: is called once a lag.
@@ -102,13 +114,10 @@ def sweep(
         rows: which steps the rows have, and where they are reset.
         dy: the error of the outputs, (time, batch, ...) or packed; None for none.
         dfinal: the error of the final state's leaves, (batch, ...).
-        observe: is given each lag and the error of the state after the step at which
-            each pass stands, leaves (passes, batch, ...), before its visit.
 
-    Returns:
-        The error of the initial state's leaves, (batch, ...).
+    Yields:
+        Each lag's errors, before the next is computed.
     """
-    dstart = tuple(torch.zeros_like(d) for d in dfinal)
     ds = tuple(d.new_zeros(0, *d.shape) for d in dfinal)
     first = running = 0
     for lag in lags:
@@ -124,16 +133,31 @@ def sweep(
                 torch.cat((d[:-1], (d[-1] + end).unsqueeze(0)))
                 for d, end in zip(ds, dfinal, strict=True)
             )
-        if observe is not None:
-            observe(lag, ds)
+        arrived = ds
         own = place.take(dy) if lag.owns and dy is not None else None
         here = tuple(place.rows_of(d) for d in ds)
         before = visitor.visit(lag, place, own, here)
         if rows.resets is not None and before:
             before = zeroed_rows(before, place.take(rows.resets).to(before[0].device))
         ds = tuple(place.errors_of(d, passes) for d in before)
-        if lag.at_start:
-            dstart = tuple(a + d[0] for a, d in zip(dstart, ds, strict=True))
+        yield Turn(lag, arrived, ds)
+
+
+def sweep(
+    visitor: Visitor,
+    lags: Iterable[Lag],
+    rows: Rows,
+    dy: Tensor | None,
+    dfinal: Leaves,
+) -> Leaves:
+    """The error of the initial state's leaves, (batch, ...); arguments as for `turns`.
+
+    The visitor has the other gradients then.
+    """
+    dstart = tuple(torch.zeros_like(d) for d in dfinal)
+    for turn in turns(visitor, lags, rows, dy, dfinal):
+        if turn.lag.at_start:
+            dstart = tuple(a + d[0] for a, d in zip(dstart, turn.before, strict=True))
     return dstart
 
 

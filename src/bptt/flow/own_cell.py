@@ -1,0 +1,241 @@
+"""A cell of one's own as a problem, differentiated by autograd, all steps at once."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from bptt import own_cells
+from bptt.cells.nest import Leaves, Nest
+from bptt.flow.problem import Problem, Share
+from bptt.own_cells.caller import (
+    Caller,
+    is_differentiable,
+    random_state,
+    same_random_state,
+)
+from bptt.own_cells.merged import lengthened, vjp
+from bptt.own_cells.scan import Pace, scan
+from bptt.own_cells.sweep import Place, Visitor, turns
+from bptt.truncation import Lag, Truncation
+
+
+@dataclass(frozen=True)
+class CellProblem(Problem):
+    """A cell over a batch.
+
+    Attributes:
+        cell: a copy of the module's, whose parameters are asked for by `cell.<name>`.
+        nest: how it has its state.
+        x: (time, batch, ...), packed if rows are ragged.
+        initial: the state's leaves, (batch, ...).
+        dfinal: the error of the final state's floating leaves, (batch, ...).
+    """
+
+    cell: torch.nn.Module
+    nest: Nest
+    x: Tensor
+    initial: Leaves
+    dfinal: Leaves
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Numbered as the leaves are."""
+        return tuple(f"s{at}" for at in self._floating)
+
+    @property
+    def state_shapes(self) -> tuple[torch.Size, ...]:
+        """As the leaves are."""
+        return tuple(self.initial[at].shape[1:] for at in self._floating)
+
+    @cached_property
+    def parameters(self) -> dict[str, Tensor]:
+        """Those that a step reads."""
+        known = dict(self.cell.named_parameters())
+        names = [n for n, used in zip(known, self._forward.used, strict=True) if used]
+        return {f"cell.{name}": known[name].detach() for name in names}
+
+    def shares(self, truncation: Truncation, *, gradients: bool) -> Iterator[Share]:
+        """By the loop for cells of one's own."""
+        visitor = self._forward.visitor(gradients=gradients)
+        lags = truncation.lags(self.time)
+        for turn in turns(visitor, lags, self.rows, self.dy, self.dfinal):
+            errors = turn.ds
+            leaf = self._forward.output_leaf
+            if turn.lag.owns and leaf is not None:  # reading y is reading the state
+                own = Place(turn.lag.steps, self.rows).take(self.dy)
+                own = Place(turn.lag.steps, self.rows).errors_of(own, len(errors[leaf]))
+                errors = (*errors[:leaf], errors[leaf] + own, *errors[leaf + 1 :])
+            yield Share(turn.lag, errors, visitor.gradient)
+
+    def gradient(self, truncation: Truncation) -> list[Tensor]:
+        """By whatever runs the cell in training."""
+        known = dict(self.cell.named_parameters())
+        weights = [known[name.removeprefix("cell.")] for name in self.parameters]
+        with torch.enable_grad():
+            y, final = own_cells.run(
+                self.cell, self.nest, self.x, self.initial, truncation, self.rows
+            )
+            ends = [final[at] for at in self._floating]
+            pairs = [
+                (o, d)
+                for o, d in zip((y, *ends), (self.dy, *self.dfinal), strict=True)
+                if o.requires_grad
+            ]
+            outputs, errors = zip(*pairs, strict=True)
+            found = torch.autograd.grad(outputs, weights, errors, allow_unused=True)
+        return [
+            torch.zeros_like(w) if d is None else d
+            for w, d in zip(weights, found, strict=True)
+        ]
+
+    def state_vjp(self, step: int, ds: Leaves) -> Leaves:
+        """A vector at a time."""
+        return self._forward.state_vjp(step, ds)
+
+    @property
+    def _floating(self) -> list[int]:
+        return [at for at, s in enumerate(self.initial) if is_differentiable(s)]
+
+    @cached_property
+    def _forward(self) -> "_Graph":
+        return _Graph(self)
+
+
+class _Graph:
+    """One graph of all steps as rows of a single call, with leaves for each step."""
+
+    def __init__(self, problem: CellProblem) -> None:
+        self._rows = problem.rows
+        pace = Pace.of(problem.rows, problem.x.device)
+        caller = Caller(problem.cell, problem.nest, whole=True)
+        self._caller = caller
+        befores: list[Leaves] = []
+        outputs: set[int | None] = set()
+
+        def step(x: Tensor, state: Leaves) -> tuple[Tensor, Leaves]:
+            befores.append(state)
+            y, after = caller(x, state)
+            same = [at for at, leaf in enumerate(after) if leaf is y]
+            outputs.add(same[0] if same else None)
+            return y, after
+
+        drawn = random_state(problem.x.device)
+        with torch.no_grad():
+            scan(step, pace.steps(problem.x), problem.initial, pace)
+        if not same_random_state(drawn, random_state(problem.x.device)):
+            raise NotImplementedError(
+                f"{type(problem.cell).__name__} draws random numbers, and all steps as "
+                "rows of one call would draw others; call model.eval() first if they "
+                "are dropout's"
+            )
+        # Which of the state's floating leaves the output is, if it is one.
+        leaf = outputs.pop() if len(outputs) == 1 else None
+        floating = problem._floating
+        self.output_leaf = floating.index(leaf) if leaf in floating else None
+        before = [pace.sequence(parts) for parts in zip(*befores, strict=True)]
+        leading = 1 if pace.ragged else 2
+        self._rows_of_step = pace.sizes
+        x = _merged(problem.x, leading)
+        leaves = [
+            _merged(leaf, leading).requires_grad_(is_differentiable(leaf))
+            for leaf in before
+        ]
+        for parameter in problem.cell.parameters():
+            parameter.requires_grad_()
+        with torch.enable_grad():
+            y, after = caller(x, tuple(leaves))
+        self._before = [leaves[at] for at in floating]
+        self._outputs = [y, *(after[at] for at in floating)]
+        self._parameters = list(problem.cell.parameters())
+        found = vjp(
+            self._outputs,
+            [torch.zeros_like(o) for o in self._outputs],
+            self._parameters,
+        )
+        self.used = [d is not None for d in found]
+        self._ragged = pace.ragged
+
+    def visitor(self, *, gradients: bool) -> "_Watched":
+        """A way back through the graph, once a lag."""
+        used = zip(self._parameters, self.used, strict=True)
+        wanted: list[Tensor] = [p for p, is_used in used if is_used and gradients]
+        return _Watched(self._outputs, self._before, wanted)
+
+    def state_vjp(self, step: int, ds: Leaves) -> Leaves:
+        """One step's rows out of the graph."""
+        sizes = self._rows_of_step
+        start = sum(sizes[:step])
+        cut = None
+        resets = self._rows.resets
+        if resets is not None:
+            cut = resets[step] if not self._ragged else resets[start:][: sizes[step]]
+        found: list[list[Tensor]] = []
+        for at in range(ds[0].shape[0]):
+            errors: list[Tensor | None] = [None]
+            for output, d in zip(self._outputs[1:], ds, strict=True):
+                whole = torch.zeros_like(output)
+                whole[start : start + sizes[step]] = d[at][: sizes[step]]
+                errors.append(whole)
+            before = vjp(self._outputs, errors, self._before)
+            row = []
+            for leaf, found_d in zip(self._before, before, strict=True):
+                full = torch.zeros_like(leaf) if found_d is None else found_d
+                of_step = full[start : start + sizes[step]]
+                if cut is not None:
+                    of_step = of_step.clone()
+                    of_step[cut] = 0
+                row.append(lengthened(of_step, self._rows.batch))
+            found.append(row)
+        return tuple(torch.stack(parts) for parts in zip(*found, strict=True))
+
+
+class _Watched(Visitor):
+    """Takes errors through the graph, and keeps what the last lag gave parameters."""
+
+    def __init__(
+        self, outputs: list[Tensor], before: list[Tensor], wanted: list[Tensor]
+    ) -> None:
+        self._outputs = outputs
+        self._before = before
+        self._wanted = wanted
+        self.gradient: list[Tensor] = []
+
+    def visit(self, lag: Lag, place: Place, dy: Tensor | None, ds: Leaves) -> Leaves:
+        """One lag; the errors stand in rows that lie `k1` steps apart."""
+        ragged = place.rows.is_ragged
+        count = self._outputs[0].shape[0]
+        index = place.take(_numbered(count, place))
+        flat_index = index.reshape(-1)
+
+        def whole(errors: Tensor) -> Tensor:
+            rows = errors if ragged else errors.flatten(0, 1)
+            zeros = rows.new_zeros(count, *rows.shape[1:])
+            return zeros.index_copy(0, flat_index, rows)
+
+        errors = [None if dy is None else whole(dy), *map(whole, ds)]
+        found = vjp(self._outputs, errors, [*self._before, *self._wanted])
+        parts = len(self._before)
+        self.gradient = [
+            torch.zeros_like(w) if d is None else d
+            for w, d in zip(self._wanted, found[parts:], strict=True)
+        ]
+        return tuple(
+            torch.zeros_like(d) if g is None else g[flat_index].reshape(d.shape)
+            for d, g in zip(ds, found[:parts], strict=True)
+        )
+
+
+def _numbered(count: int, place: Place) -> Tensor:
+    """Of each row of a sequence, its number."""
+    numbers = torch.arange(count)
+    if place.rows.is_ragged:
+        return numbers
+    return numbers.reshape(place.rows.time, place.rows.batch)
+
+
+def _merged(sequence: Tensor, leading: int) -> Tensor:
+    merged = sequence if leading == 1 else sequence.flatten(0, 1)
+    return merged.detach().clone()

@@ -1,0 +1,100 @@
+"""What gradient flow is asked of: steps, weights, and the errors of the outputs.
+
+A problem yields the turns of the loop with the lag outermost: with `k1 = 1` the error
+of pass `t` at lag `j` *is* `dE_t/ds_{t-j}`, where `E_t` is what the loss takes from
+output `t`. What the deltas of a lag give the weights is that lag's share of the
+gradient.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from bptt.cells.nest import Leaves
+from bptt.rows import Rows
+from bptt.truncation import Lag, Truncation
+
+
+@dataclass(frozen=True)
+class Share:
+    """One lag of a truncation.
+
+    Attributes:
+        lag: where the passes stand.
+        errors: of each part of the state after the step, (passes, batch, ...).
+        gradient: of each parameter, what the steps where the passes stand add to it;
+            empty if it was not asked for.
+    """
+
+    lag: Lag
+    errors: Leaves
+    gradient: Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class Problem(ABC):
+    """A recurrence over a batch, with the errors of its outputs.
+
+    Attributes:
+        rows: which steps the rows have, and where they are reset.
+        truncation: that the module trains with.
+        dy: the error of the outputs, (time, batch, ...), packed if rows are ragged.
+    """
+
+    rows: Rows
+    truncation: Truncation
+    dy: Tensor
+
+    @property
+    @abstractmethod
+    def parts(self) -> tuple[str, ...]:
+        """The names of the state's parts, as `h_l0` or `c_l1`."""
+
+    @property
+    @abstractmethod
+    def parameters(self) -> dict[str, Tensor]:
+        """The module's parameters by name, as they were."""
+
+    @abstractmethod
+    def shares(self, truncation: Truncation, *, gradients: bool) -> Iterator[Share]:
+        """Every lag of a truncation."""
+
+    @abstractmethod
+    def gradient(self, truncation: Truncation) -> list[Tensor]:
+        """The truncated gradient of each parameter, in one go."""
+
+    @abstractmethod
+    def state_vjp(self, step: int, ds: Leaves) -> Leaves:
+        """`dE/ds_t -> dE/ds_{t-1}` through one step alone.
+
+        Args:
+            step: `t`.
+            ds: of each part, (vectors, batch, ...); rows that lack the step get zeros.
+        """
+
+    @property
+    @abstractmethod
+    def state_shapes(self) -> tuple[torch.Size, ...]:
+        """Of each part, without the batch."""
+
+    @property
+    def time(self) -> int:
+        """Steps of the longest row."""
+        return self.rows.time
+
+    @cached_property
+    def row_counts(self) -> Tensor:
+        """(time,) how many rows have each step."""
+        sizes = self.rows.batch_sizes
+        if sizes is not None:
+            return sizes
+        return torch.full((self.time,), self.rows.batch, dtype=torch.int64)
+
+
+def flat(tensors: Sequence[Tensor]) -> Tensor:
+    """All of them as one vector."""
+    return torch.cat([t.reshape(-1) for t in tensors])

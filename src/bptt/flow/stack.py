@@ -1,0 +1,159 @@
+"""The engine's layers as a problem: RNN, GRU and LSTM, stacked."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from bptt import autograd, through_time
+from bptt.cells import Tape
+from bptt.cells.base import State, StepTape, zeroed
+from bptt.cells.nest import Leaves
+from bptt.flow.problem import Problem, Share
+from bptt.recompute import by_layer
+from bptt.through_time import Layer, Turn
+from bptt.truncation import Truncation
+
+
+@dataclass(frozen=True)
+class StackProblem(Problem):
+    """Layers over a batch.
+
+    Attributes:
+        layers: bottom first.
+        names: of each layer's weights in the module.
+        x: (time, batch, input) or ids, packed if rows are ragged.
+        initial: parts (layers, batch, state).
+        masks: of dropout, as `x` packed.
+        dfinal: the error of the final state, parts (layers, batch, state).
+    """
+
+    layers: list[Layer]
+    names: list[tuple[str, str, str, str]]
+    x: Tensor
+    initial: State
+    masks: list[Tensor]
+    dfinal: State
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """H and c of each layer."""
+        kinds = "hc"[: len(self.initial)]
+        return tuple(f"{k}_l{at}" for at in range(len(self.layers)) for k in kinds)
+
+    @property
+    def state_shapes(self) -> tuple[torch.Size, ...]:
+        """All alike."""
+        return (self.initial[0].shape[2:],) * len(self.parts)
+
+    @cached_property
+    def parameters(self) -> dict[str, Tensor]:
+        """Layer by layer."""
+        return {
+            name: weight
+            for layer, names in zip(self.layers, self.names, strict=True)
+            for name, weight in zip(names, _weights(layer), strict=True)
+            if weight is not None
+        }
+
+    @cached_property
+    def _tapes(self) -> list[Tape]:
+        initial = by_layer(self.initial)
+        with torch.no_grad():
+            return through_time.forward(
+                self.layers, self.x, initial, self.masks, self.rows
+            )
+
+    @cached_property
+    def _inputs(self) -> list[Tensor]:
+        """What each layer has read, padded."""
+        below = [tape.states[0][1:] for tape in self._tapes[:-1]]
+        if self.masks:
+            below = [
+                h * self._padded(m) for h, m in zip(below, self.masks, strict=True)
+            ]
+        return [self._padded(self.x), *below]
+
+    def shares(self, truncation: Truncation, *, gradients: bool) -> Iterator[Share]:
+        """By the definition's loop."""
+        with torch.no_grad():
+            found = through_time.turns(
+                self.layers,
+                [self._padded(mask) for mask in self.masks],
+                self._tapes,
+                self._padded(self.dy),
+                by_layer(self.dfinal),
+                truncation.lags(self.time),
+                self.rows,
+            )
+            for turn in found:
+                errors = tuple(part for state in turn.ds for part in state)
+                yield Share(turn.lag, errors, self._of_turn(turn) if gradients else ())
+
+    def _of_turn(self, turn: Turn) -> list[Tensor]:
+        steps = turn.lag.steps
+        return [
+            d
+            for layer, x, tape, delta in zip(
+                self.layers, self._inputs, self._tapes, turn.deltas, strict=True
+            )
+            for d in through_time.weight_gradients(
+                layer, x[steps], tape.at(turn.lag), delta
+            )
+            if d is not None
+        ]
+
+    def gradient(self, truncation: Truncation) -> list[Tensor]:
+        """By whatever runs the layers in training."""
+        layers = [
+            Layer(layer.cell, *(_trained(w) for w in _weights(layer)))  # type: ignore[arg-type]
+            for layer in self.layers
+        ]
+        weights = [w for layer in layers for w in _weights(layer) if w is not None]
+        with torch.enable_grad():
+            y, final = autograd.run(
+                layers, self.x, self.initial, self.masks, truncation, self.rows
+            )
+            return list(
+                torch.autograd.grad((y, *final), weights, (self.dy, *self.dfinal))
+            )
+
+    def state_vjp(self, step: int, ds: Leaves) -> Leaves:
+        """Down the stack within the step."""
+        kinds = len(self.initial)
+        states = [ds[at : at + kinds] for at in range(0, len(ds), kinds)]
+        with torch.no_grad():
+            for index in range(len(self.layers) - 1, -1, -1):
+                layer, tape = self.layers[index], self._tapes[index]
+                cut = None if tape.cut is None else tape.cut[step]
+                at = StepTape(
+                    before=zeroed(tuple(s[step] for s in tape.states), cut),
+                    after=tuple(s[step + 1] for s in tape.states),
+                    kept=tuple(k[step] for k in tape.kept),
+                )
+                delta, before = layer.cell.vjp_state(states[index], at, layer.W)
+                if cut is not None:
+                    before = zeroed(before, cut.expand(before[0].shape[:-1]))
+                states[index] = before
+                if index:
+                    below = delta @ layer.U
+                    if self.masks:
+                        below = below * self._padded(self.masks[index - 1])[step]
+                    states[index - 1] = (
+                        states[index - 1][0] + below,
+                        *states[index - 1][1:],
+                    )
+        return tuple(part for state in states for part in state)
+
+    def _padded(self, sequence: Tensor) -> Tensor:
+        return self.rows.pad(sequence) if self.rows.is_ragged else sequence
+
+
+def _weights(layer: Layer) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    return layer.U, layer.W, layer.b_ih, layer.b_hh
+
+
+def _trained(weight: Tensor | None) -> Tensor | None:
+    return None if weight is None else weight.clone().requires_grad_()
