@@ -62,12 +62,12 @@ def sweep(
     time = problem.time
     norms = _NormTable(problem)
     lags = _LagTable(problem) if gradients else None
-    for share in problem.shares(every_pair(time), gradients=gradients):
+    for share in problem.shares(gradients=gradients):
         norms.take(share)
         if lags is not None:
             lags.take(share)
         if progress is not None:
-            progress(share.lag.lag + 1, time)
+            progress(share.lag + 1, time)
     return norms.done(), None if lags is None else lags.done()
 
 
@@ -76,16 +76,11 @@ def by_lag(problem: Problem, name: str, *, progress: Progress | None = None) -> 
     at = list(problem.parameters).index(name)
     parameter = problem.parameters[name]
     found = parameter.new_zeros(problem.time, *parameter.shape)
-    for share in problem.shares(every_pair(problem.time), gradients=True):
-        found[share.lag.lag] = share.gradient[at]
+    for share in problem.shares(gradients=True):
+        found[share.lag] = share.gradient[at]
         if progress is not None:
-            progress(share.lag.lag + 1, problem.time)
+            progress(share.lag + 1, problem.time)
     return found
-
-
-def every_pair(time: int) -> Truncation:
-    """One pass an output, back to the first step."""
-    return Truncation(1, time)
 
 
 class _NormTable:
@@ -102,17 +97,17 @@ class _NormTable:
         self._whole = torch.zeros(time, time, dtype=dtype)
 
     def take(self, share: Share) -> None:
-        lag = share.lag.lag
+        lag = share.lag
         counts = self._counts[lag:]
-        squares: Tensor | None = None
-        for name, ds in zip(self._parts, share.errors, strict=True):
-            norm = torch.linalg.vector_norm(ds.flatten(2), dim=-1)
-            mean = norm.sum(1).cpu() / counts
-            torch.diagonal(self._parts[name], -lag).copy_(mean)
-            squares = norm.square() if squares is None else squares + norm.square()
-        if squares is not None:
-            mean = squares.sqrt().sum(1).cpu() / counts
-            torch.diagonal(self._whole, -lag).copy_(mean)
+
+        def mean(squares: Tensor) -> Tensor:
+            return squares.sqrt().sum(1).cpu() / counts
+
+        for name, squares in zip(self._parts, share.squares, strict=True):
+            torch.diagonal(self._parts[name], -lag).copy_(mean(squares))
+        if share.squares:
+            whole = mean(torch.stack(list(share.squares)).sum(0))
+            torch.diagonal(self._whole, -lag).copy_(whole)
 
     def done(self) -> Norms:
         if not bool(torch.isfinite(self._whole).all()):

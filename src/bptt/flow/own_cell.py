@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bptt import own_cells
 from bptt.cells.nest import Leaves, Nest
-from bptt.flow.problem import Problem, Share
+from bptt.flow.problem import Problem, Share, squares
 from bptt.own_cells.caller import (
     Caller,
     is_differentiable,
@@ -57,18 +57,18 @@ class CellProblem(Problem):
         names = [n for n, used in zip(known, self._forward.used, strict=True) if used]
         return {f"cell.{name}": known[name].detach() for name in names}
 
-    def shares(self, truncation: Truncation, *, gradients: bool) -> Iterator[Share]:
+    def shares(self, *, gradients: bool) -> Iterator[Share]:
         """By the loop for cells of one's own."""
         visitor = self._forward.visitor(gradients=gradients)
-        lags = truncation.lags(self.time)
+        lags = Truncation(1, self.time).lags(self.time)
+        leaf = self._forward.output_leaf
         for turn in turns(visitor, lags, self.rows, self.dy, self.dfinal):
-            errors = turn.ds
-            leaf = self._forward.output_leaf
+            errors = list(turn.ds)
             if turn.lag.owns and leaf is not None:  # reading y is reading the state
-                own = Place(turn.lag.steps, self.rows).take(self.dy)
-                own = Place(turn.lag.steps, self.rows).errors_of(own, len(errors[leaf]))
-                errors = (*errors[:leaf], errors[leaf] + own, *errors[leaf + 1 :])
-            yield Share(turn.lag, errors, visitor.gradient)
+                place = Place(turn.lag.steps, self.rows)
+                own = place.errors_of(place.take(self.dy), len(errors[leaf]))
+                errors[leaf] = errors[leaf] + own
+            yield Share(turn.lag.lag, list(map(squares, errors)), visitor.gradient)
 
     def gradient(self, truncation: Truncation) -> list[Tensor]:
         """By whatever runs the cell in training."""

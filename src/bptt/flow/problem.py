@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bptt.cells.nest import Leaves
 from bptt.rows import Rows
-from bptt.truncation import Lag, Truncation
+from bptt.truncation import Truncation
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,15 @@ class Share:
     """One lag of a truncation.
 
     Attributes:
-        lag: where the passes stand.
-        errors: of each part of the state after the step, (passes, batch, ...).
+        lag: steps back from each output.
+        squares: of each part of the state after the step, (passes, batch), the sum of
+            squares of its error.
         gradient: of each parameter, what the steps where the passes stand add to it;
-            empty if it was not asked for.
+            empty if it was not asked for. Memory that the next lag may write into.
     """
 
-    lag: Lag
-    errors: Leaves
+    lag: int
+    squares: Sequence[Tensor]
     gradient: Sequence[Tensor]
 
 
@@ -60,8 +61,12 @@ class Problem(ABC):
         """The module's parameters by name, as they were."""
 
     @abstractmethod
-    def shares(self, truncation: Truncation, *, gradients: bool) -> Iterator[Share]:
-        """Every lag of a truncation."""
+    def shares(self, *, gradients: bool) -> Iterator[Share]:
+        """Every lag, from 0 on, of one pass an output: pass `t` is that of output `t`.
+
+        Args:
+            gradients: whether to form the lags' shares of the gradient.
+        """
 
     @abstractmethod
     def gradient(self, truncation: Truncation) -> list[Tensor]:
@@ -93,6 +98,11 @@ class Problem(ABC):
         if sizes is not None:
             return sizes
         return torch.full((self.time,), self.rows.batch, dtype=torch.int64)
+
+
+def squares(error: Tensor) -> Tensor:
+    """(passes, batch) sums of squares of an error (passes, batch, ...)."""
+    return error.flatten(2).square().sum(-1)
 
 
 def flat(tensors: Sequence[Tensor]) -> Tensor:

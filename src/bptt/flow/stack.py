@@ -11,8 +11,10 @@ from bptt import autograd, through_time
 from bptt.cells import Tape
 from bptt.cells.base import State, StepTape, zeroed
 from bptt.cells.nest import Leaves
-from bptt.flow.problem import Problem, Share
+from bptt.flow.problem import Problem, Share, squares
+from bptt.kernels import lags, native
 from bptt.recompute import by_layer
+from bptt.rows import Rows
 from bptt.through_time import Layer, Turn
 from bptt.truncation import Truncation
 
@@ -76,21 +78,67 @@ class StackProblem(Problem):
             ]
         return [self._padded(self.x), *below]
 
-    def shares(self, truncation: Truncation, *, gradients: bool) -> Iterator[Share]:
-        """By the definition's loop."""
+    def shares(self, *, gradients: bool) -> Iterator[Share]:
+        """By the native core where it applies, else by the definition."""
         with torch.no_grad():
-            found = through_time.turns(
-                self.layers,
-                [self._padded(mask) for mask in self.masks],
-                self._tapes,
+            x, dy, masks = (
+                self._padded(self.x),
                 self._padded(self.dy),
-                by_layer(self.dfinal),
-                truncation.lags(self.time),
-                self.rows,
+                [self._padded(mask) for mask in self.masks],
             )
-            for turn in found:
-                errors = tuple(part for state in turn.ds for part in state)
-                yield Share(turn.lag, errors, self._of_turn(turn) if gradients else ())
+            # Padding is run like any step: no error comes from there.
+            rows = Rows(self.time, self.rows.batch, None, self._resets)
+            tensors = (dy, *masks, *self.parameters.values(), *self.initial)
+            if not native.applies(self.layers, x, tensors, rows):
+                yield from self._defined(gradients=gradients)
+                return
+            errors = self._ends()
+            found = lags.shares(
+                self.layers,
+                x,
+                self.initial,
+                masks,
+                rows,
+                dy,
+                errors,
+                gradients=gradients,
+            )
+            for share in found:
+                yield Share(share.lag, share.squares, share.gradient)
+
+    def _defined(self, *, gradients: bool) -> Iterator[Share]:
+        turns = through_time.turns(
+            self.layers,
+            [self._padded(mask) for mask in self.masks],
+            self._tapes,
+            self._padded(self.dy),
+            by_layer(self.dfinal),
+            Truncation(1, self.time).lags(self.time),
+            self.rows,
+        )
+        for turn in turns:
+            found = [squares(part) for state in turn.ds for part in state]
+            yield Share(turn.lag.lag, found, self._of_turn(turn) if gradients else ())
+
+    @property
+    def _resets(self) -> Tensor | None:
+        resets = self.rows.resets
+        return None if resets is None else self._padded(resets)
+
+    def _ends(self) -> list[State]:
+        """For each layer the final state's error where each row ends, padded."""
+        shape = (self.time, self.rows.batch, self.dfinal[0].shape[-1])
+        found = [
+            tuple(self.dy.new_zeros(shape) for _ in self.dfinal) for _ in self.layers
+        ]
+        columns = torch.arange(self.rows.batch)
+        last = torch.full((self.rows.batch,), self.time - 1)
+        if self.rows.is_ragged:
+            last = self.rows.lengths - 1
+        for state, ends in zip(found, by_layer(self.dfinal), strict=True):
+            for part, end in zip(state, ends, strict=True):
+                part[last, columns] = end
+        return found
 
     def _of_turn(self, turn: Turn) -> list[Tensor]:
         steps = turn.lag.steps

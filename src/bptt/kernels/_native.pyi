@@ -69,3 +69,20 @@ def gradients(
     h: _Array,
     gradients: _Gradients,
 ) -> None: ...
+def back_lag(
+    name: str,
+    threads: int,
+    cell: int,
+    sizes: tuple[int, int, int],
+    steps: int,
+    W: _Array,
+    h: _Array,
+    tape: _Array | None,
+    ds: _Array,
+    dc: _Array | None,
+    delta: _Array,
+    ds_before: _Array,
+    dc_before: _Array | None,
+    squares: _Array,
+    squares_c: _Array | None,
+) -> None: ...

@@ -71,6 +71,18 @@ __attribute__((always_inline)) inline void backward_units(const BackwardRow& row
   }
 }
 
+// One panel of W, from its first column on, as deltas (rows, delta_blocks * hidden) are
+// multiplied with it.
+template <Cell kCell>
+inline void pack_recurrent(const float* from, int64_t H, int64_t count, float* to) {
+  if constexpr (kCell == Cell::kGru) {  // rows in delta's order: n, then r z
+    pack<kPanel>(from + 2 * H * H, 1, H, count, H, to);
+    pack<kPanel>(from, 1, H, count, 2 * H, to + H * kPanel);
+  } else {
+    pack<kPanel>(from, 1, H, count, gates(kCell) * H, to);
+  }
+}
+
 template <Cell kCell>
 class BackwardScan {
  public:
@@ -209,12 +221,7 @@ class BackwardScan {
         float* W = layer_memory_[l].W + u * depth() * kPanel;
         const float* from = b_.layer[l].W + u * kPanel;
         int64_t count = min(kPanel, H - u * kPanel);
-        if constexpr (kCell == Cell::kGru) {  // rows in delta's order: n, then r z
-          pack<kPanel>(from + 2 * H * H, 1, H, count, H, W);
-          pack<kPanel>(from, 1, H, count, 2 * H, W + H * kPanel);
-        } else {
-          pack<kPanel>(from, 1, H, count, depth(), W);
-        }
+        pack_recurrent<kCell>(from, H, count, W);
         if (b_.layer[l].U && l > 0)
           pack<kPanel>(b_.layer[l].U + u * kPanel, 1, H, count, depth(),
                        layer_memory_[l].U + u * depth() * kPanel);

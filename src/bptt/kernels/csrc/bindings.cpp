@@ -295,6 +295,44 @@ void gradients(const std::string& name, int threads, int kind,
       bptt::layer_gradients(kernels, team, cell, steps, H, delta_at, h_at, g));
 }
 
+void back_lag(const std::string& name, int threads, int kind,
+              std::tuple<int64_t, int64_t, int64_t> sizes, int64_t count, Array W,
+              Array h, MaybeArray tape, Array ds, MaybeArray dc, Array delta,
+              Array ds_before, MaybeArray dc_before, Array squares,
+              MaybeArray squares_c) {
+  const bptt::Kernels& kernels = variant(name);
+  const auto [T, B, H] = sizes;
+  sizes_of(T, B, H, H);
+  require_threads(threads);
+  bptt::LagBack g{};
+  g.cell = cell_of(kind);
+  g.time = T;
+  g.batch = B;
+  g.hidden = H;
+  require(count >= 1 && count <= T, "steps must be from 1 to time");
+  g.steps = count;
+  const int64_t rows = count * B, width = bptt::gates(g.cell) * H;
+  const int64_t tape_size = kernels.tape_floats(g.cell, T * B, H);
+  const bool lstm = g.cell == Cell::kLstm;
+  require(tape.has_value() == (tape_size > 0), "the gated cells have a tape");
+  require(dc.has_value() == lstm && dc_before.has_value() == lstm &&
+              squares_c.has_value() == lstm,
+          "c is for LSTM");
+  g.W = at(W, "W", {width, H});
+  g.h = at(h, "h", {B + T * B, H});
+  g.tape = at(tape, "tape", {tape_size});
+  g.ds = at(ds, "ds", {rows, H});
+  g.dc = at(dc, "dc", {rows, H});
+  g.delta = at(delta, "delta", {rows, bptt::delta_blocks(g.cell) * H});
+  g.ds_before = at(ds_before, "ds_before", {rows, H});
+  g.dc_before = at(dc_before, "dc_before", {rows, H});
+  g.squares = at(squares, "squares", {rows});
+  g.squares_c = at(squares_c, "squares_c", {rows});
+  nb::gil_scoped_release released;
+  bptt::Team team(bptt::useful_threads(threads, rows * width * H));
+  require_memory(kernels.back_lag(team, g));
+}
+
 // A float32 tensor of uninitialised memory that is used again.
 nb::ndarray<nb::pytorch, float, nb::ndim<1>, nb::c_contig, nb::device::cpu> empty(
     int64_t count) {
@@ -337,6 +375,10 @@ NB_MODULE(_native, m) {
   m.def("backward", &backward, nb::arg("name"), nb::arg("threads"), nb::arg("cell"),
         nb::arg("sizes"), nb::arg("rows"), nb::arg("truncation").none(), nb::arg("dy"), nb::arg("layers"),
         nb::arg("gradients").none());
+  m.def("back_lag", &back_lag, nb::arg("name"), nb::arg("threads"), nb::arg("cell"),
+        nb::arg("sizes"), nb::arg("steps"), nb::arg("W"), nb::arg("h"), nb::arg("tape").none(),
+        nb::arg("ds"), nb::arg("dc").none(), nb::arg("delta"), nb::arg("ds_before"),
+        nb::arg("dc_before").none(), nb::arg("squares"), nb::arg("squares_c").none());
   m.def("gradients", &gradients, nb::arg("name"), nb::arg("threads"), nb::arg("cell"),
         nb::arg("sizes"), nb::arg("rows"), nb::arg("delta"), nb::arg("h"), nb::arg("gradients"));
 }

@@ -95,6 +95,24 @@ struct Backward {
   const Gradients* gradients;
 };
 
+// One lag of the passes of a layer's outputs, one an output: they stand at the steps
+// [0, steps), all of whose rows are alike.
+struct LagBack {
+  Cell cell;
+  int64_t time, batch, hidden;
+  int64_t steps;        // 1 to time
+  const float* W;       // (gates * hidden, hidden)
+  const float* h;       // (batch + time * batch, hidden), as in BackwardLayer
+  const float* tape;    // of all steps, as forward wrote it
+  const float* ds;      // (steps * batch, hidden), error of h after the step
+  const float* dc;      // LSTM: the same of c
+  float* delta;         // (steps * batch, delta_blocks * hidden)
+  float* ds_before;     // (steps * batch, hidden), error of h before the step
+  float* dc_before;     // LSTM
+  float* squares;       // (steps * batch), of each row's ds the sum of squares
+  float* squares_c;     // LSTM: of dc
+};
+
 struct Kernels {
   const char* name;
   // Size of the tape; its layout is the variant's own. 0 for RNN, whose h is enough.
@@ -105,6 +123,7 @@ struct Kernels {
   // steps, h (rows, hidden).
   bool (*gradients)(Team&, Cell, int64_t rows, int64_t hidden, const float* delta,
                     const float* h, const Gradients&);
+  bool (*back_lag)(Team&, const LagBack&);
   // to (n, m) = the transpose of from (m, n).
   void (*transpose)(Team&, int64_t m, int64_t n, const float* from, float* to);
 };

@@ -3,6 +3,7 @@
 #include "backward.h"
 #include "forward.h"
 #include "gradients.h"
+#include "lag.h"
 
 namespace bptt {
 namespace {
@@ -40,6 +41,7 @@ void transpose(Team& team, int64_t m, int64_t n, const float* from, float* to) {
 
 extern const Kernels BPTT_JOIN(kernels_, BPTT_VARIANT);
 const Kernels BPTT_JOIN(kernels_, BPTT_VARIANT) = {
-    BPTT_STRING(BPTT_VARIANT), tape_floats, forward, backward, gradients, transpose};
+    BPTT_STRING(BPTT_VARIANT), tape_floats, forward, backward, gradients,
+    back_lag, transpose};
 
 }  // namespace bptt

@@ -1,0 +1,134 @@
+// One lag of the way back where every output has a pass of its own (k1 = 1): for those
+// who look at each lag's errors, which the loop in backward.h never writes down.
+#pragma once
+
+#include "backward.h"
+
+namespace bptt {
+namespace {
+
+template <Cell kCell>
+class LagScan {
+ public:
+  explicit LagScan(const LagBack& lag) : g_(lag), steps_{g_.time, g_.batch, nullptr, nullptr} {}
+
+  bool run(Team& team) {
+    const int threads = team.size();
+    const int64_t each = kGroupRows * ld();  // a thread's deltas
+    Scratch<> weights(panels() * depth() * kPanel), deltas(threads * each);
+    if (!weights || !deltas) return false;
+    Barrier packed;
+    packed.reset(threads);
+    auto work = [&](int part) {
+      for (int64_t u = part; u < panels(); u += threads)
+        pack_recurrent<kCell>(g_.W + u * kPanel, g_.hidden,
+                              min(kPanel, g_.hidden - u * kPanel),
+                              weights.get() + u * depth() * kPanel);
+      packed.wait();
+      const Range rows = share(g_.steps * g_.batch, kRows, part, threads);
+      float* delta = deltas.get() + part * each;
+      for (int64_t low = rows.begin, count; low < rows.end; low += count) {
+        count = min(kGroupRows, rows.end - low);
+        for (int64_t r = 0; r < count; ++r) through_cell(low + r, delta + r * ld());
+        before(low, count, delta, weights.get());
+      }
+    };
+    parallel(team, work);
+    return true;
+  }
+
+ private:
+  static constexpr int kBlocks = delta_blocks(kCell);
+  static constexpr bool kCarry = kCell == Cell::kGru || kCell == Cell::kLstm;
+
+  int64_t panels() const { return ceil_div(g_.hidden, kPanel); }
+  int64_t depth() const { return gates(kCell) * g_.hidden; }
+  int64_t ld() const { return padded_stride(kBlocks * g_.hidden); }
+
+  // A row's delta from the error of its state, whose square it sums on the way.
+  void through_cell(int64_t row, float* delta) const {
+    const int64_t H = g_.hidden, t = row / g_.batch, b = row % g_.batch;
+    const float* ds = g_.ds + row * H;
+    float carry[kPanel], units[kPanel] = {};
+    Vec squares{}, squares_c{};
+    for (int64_t u = 0; u < panels(); ++u) {
+      const int64_t at = u * kPanel, valid = min(kPanel, H - at);
+      const size_t bytes = static_cast<size_t>(valid) * sizeof(float);
+      std::memcpy(units, ds + at, bytes);
+      if (kCell == Cell::kLstm)
+        std::memcpy(carry, g_.dc + row * H + at, bytes);
+      else if (kCarry)
+        std::memset(carry, 0, sizeof carry);
+      BackwardRow to{};
+      to.hidden = H;
+      to.ds = units;
+      if constexpr (kCarry) {
+        to.tape = g_.tape + tape_at(kCell, panels(), steps_, t, u, b);
+        to.carry = carry;
+      } else {
+        to.h = g_.h + (row + g_.batch) * H + at;
+      }
+      to.previous = delta + at;
+      to.delta = g_.delta + row * kBlocks * H + at;
+      for (int64_t unit = 0; unit < valid; unit += kLanes) {
+        const int first = static_cast<int>(unit);
+        const int lanes = static_cast<int>(min(kLanes, valid - unit));
+        const Vec d = load(units + unit, lanes);
+        squares += d * d;
+        if constexpr (kCell == Cell::kLstm) {
+          const Vec c = load(carry + unit, lanes);
+          squares_c += c * c;
+        }
+        lanes == kLanes ? backward_units<kCell, Sum::kStore>(to, first, kLanes)
+                        : backward_units<kCell, Sum::kStore>(to, first, lanes);
+      }
+      if (kCell == Cell::kLstm)
+        std::memcpy(g_.dc_before + row * H + at, carry, bytes);
+      else if (kCarry)
+        std::memcpy(g_.ds_before + row * H + at, carry, bytes);
+    }
+    g_.squares[row] = sum(squares);
+    if (kCell == Cell::kLstm) g_.squares_c[row] = sum(squares_c);
+  }
+
+  // The errors before the step, of rows that lie in one group.
+  void before(int64_t low, int64_t count, const float* delta,
+              const float* weights) const {
+    const int64_t H = g_.hidden;
+    float product[kGroupRows * kPanel];
+    for (int64_t u = 0; u < panels(); ++u) {
+      step_product(count, depth(), delta, ld(), weights + u * depth() * kPanel, 0, 1,
+                   false, product, kPanel, false);
+      const int64_t valid = min(kPanel, H - u * kPanel);
+      for (int64_t r = 0; r < count; ++r) {
+        float* to = g_.ds_before + (low + r) * H + u * kPanel;
+        for (int64_t unit = 0; unit < valid; unit += kLanes) {
+          const int lanes = static_cast<int>(min(kLanes, valid - unit));
+          Vec d = load(product + r * kPanel + unit, lanes);
+          if (kCell == Cell::kGru) d += load(to + unit, lanes);
+          store(to + unit, d, lanes);
+        }
+      }
+    }
+  }
+
+  const LagBack& g_;
+  const Steps steps_;
+};
+
+bool back_lag(Team& team, const LagBack& lag) {
+  switch (lag.cell) {
+    case Cell::kTanh:
+      return LagScan<Cell::kTanh>(lag).run(team);
+    case Cell::kRelu:
+      return LagScan<Cell::kRelu>(lag).run(team);
+    case Cell::kGru:
+      return LagScan<Cell::kGru>(lag).run(team);
+    case Cell::kLstm:
+      return LagScan<Cell::kLstm>(lag).run(team);
+  }
+  return false;
+}
+
+}  // namespace
+}  // namespace bptt

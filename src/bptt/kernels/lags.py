@@ -1,0 +1,218 @@
+"""Every lag of one pass an output by the native core, for those who look at each lag.
+
+`through_time.turns` with `Truncation(1, time)`, where the errors themselves are not
+wanted but their norms, and each lag's gradient of the weights. What a lag does takes
+one call a layer; the weights' gradients another.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bptt.cells.base import State
+from bptt.kernels import _native, choice, native
+from bptt.rows import Rows
+from bptt.through_time import Layer
+
+
+@dataclass(frozen=True)
+class LagShare:
+    """One lag.
+
+    Attributes:
+        lag: steps back from each output.
+        squares: for each layer and part of its state, (passes, batch), the sum of
+            squares of the error of the state after the step.
+        gradient: for each layer U, W and the biases, where gradients are wanted; views
+            of memory that the next lag writes into.
+    """
+
+    lag: int
+    squares: list[Tensor]
+    gradient: list[Tensor]
+
+
+def shares(
+    layers: Sequence[Layer],
+    x: Tensor,
+    initial: State,
+    masks: Sequence[Tensor],
+    rows: Rows,
+    dy: Tensor,
+    errors: Sequence[State],
+    *,
+    gradients: bool,
+) -> Iterator[LagShare]:
+    """All lags, from 0 to the sequence's first step.
+
+    Args:
+        layers: bottom first; `native.applies` to them and all that follows.
+        x: (time, batch, input) floats or (time, batch) ids.
+        initial: the state before the first step, parts (layers, batch, state).
+        masks: as for `through_time.forward`.
+        rows: which are all alike, with resets or without.
+        dy: the error of the top layer's outputs, (time, batch, state).
+        errors: of each layer's state after each step, as the final states of rows
+            have them, parts (time, batch, state).
+        gradients: whether the weights' gradients are wanted.
+    """
+    return _Loop(layers, x, initial, masks, rows, dy, errors, gradients).run()
+
+
+class _Loop:
+    """The arrays of the loop, one set a layer."""
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        x: Tensor,
+        initial: State,
+        masks: Sequence[Tensor],
+        rows: Rows,
+        dy: Tensor,
+        errors: Sequence[State],
+        gradients: bool,
+    ) -> None:
+        self._kernel = choice.active()
+        self._threads = torch.get_num_threads()
+        self._layers, self._masks, self._rows = layers, masks, rows
+        self._kind = native._CELLS[type(layers[0].cell)]
+        _, _, self._tapes = native.forward(
+            self._kernel, layers, x, initial, masks, rows, keep=True
+        )
+        hidden = layers[0].W.shape[1]
+        self._sizes = (rows.time, rows.batch, hidden)
+        below = [
+            tape.states[0][rows.batch :].view(*self._sizes) for tape in self._tapes[:-1]
+        ]
+        if masks:
+            below = [h * mask for h, mask in zip(below, masks, strict=True)]
+        self._inputs = [x, *below]
+        self._ds = [[part.clone() for part in state] for state in errors]
+        self._ds[-1][0] += dy
+        self._before = [[torch.empty_like(p) for p in state] for state in self._ds]
+        width = 4 * hidden if self._kind == 2 else layers[0].W.shape[0]
+        self._delta = dy.new_empty(rows.time * rows.batch, width)
+        self._squares = [
+            dy.new_empty(rows.time, rows.batch) for state in errors for _ in state
+        ]
+        # Of layers below the top, those of h before what goes down within the step.
+        self._arrived: list[Tensor | None] = [None for _ in layers]
+        # dx of a layer above the bottom is the error that goes down within the step.
+        self._down = [
+            dy.new_empty(rows.time * rows.batch, hidden) if at else None
+            for at in range(len(layers))
+        ]
+        self._gradients = [
+            [None if w is None else torch.empty_like(w) for w in _weights(layer)]
+            if gradients
+            else [None] * 4
+            for layer in layers
+        ]
+
+    def run(self) -> Iterator[LagShare]:
+        time, parts = self._rows.time, len(self._ds[0])
+        found = [g for layer in self._gradients for g in layer if g is not None]
+        for lag in range(time):
+            steps = time - lag
+            for at in range(len(self._layers) - 1, -1, -1):
+                self._back(at, lag, steps)
+                if at or found:
+                    self._products(at, steps)
+                if at:
+                    self._hand_down(at, lag, steps)
+            self._reset(steps)
+            # A pass at step i goes to step i - 1, the one at step 0 is done.
+            self._ds, self._before = self._before, self._ds
+            squares = [s[:steps] for s in self._squares]
+            for at, arrived in enumerate(self._arrived):
+                if arrived is not None:
+                    squares[at * parts] = arrived
+            yield LagShare(lag, squares, found)
+
+    def _here(self, parts: list[Tensor], lag: int) -> list[Tensor]:
+        """The errors of the running passes: after a lag, one step further in memory."""
+        return [part[1 if lag else 0 :] for part in parts]
+
+    def _back(self, at: int, lag: int, steps: int) -> None:
+        to = native._Addresses()
+        layer, tape = self._layers[at], self._tapes[at]
+        ds = [part[:steps] for part in self._here(self._ds[at], lag)]
+        before = [part[:steps] for part in self._before[at]]
+        parts = len(ds)
+        squares = self._squares[at * parts : (at + 1) * parts]
+        is_lstm = parts > 1
+        _native.back_lag(
+            self._kernel,
+            self._threads,
+            self._kind,
+            self._sizes,
+            steps,
+            to.of(layer.W),
+            to.of(tape.states[0]),
+            to.of(tape.kept[0]) if tape.kept else None,
+            to.of(ds[0]),
+            to.of(ds[1]) if is_lstm else None,
+            to.of(self._delta[: steps * self._rows.batch]),
+            to.of(before[0]),
+            to.of(before[1]) if is_lstm else None,
+            to.of(squares[0][:steps]),
+            to.of(squares[1][:steps]) if is_lstm else None,
+        )
+
+    def _products(self, at: int, steps: int) -> None:
+        """The lag's gradients, and the error that goes down."""
+        to = native._Addresses()
+        layer, batch = self._layers[at], self._rows.batch
+        x, rows = self._inputs[at][:steps], steps * batch
+        is_float = x.is_floating_point()
+        resets = None if self._rows.resets is None else self._rows.resets[:steps]
+        down = self._down[at]
+        dU, dW, db_ih, db_hh = (
+            None if g is None else to.of(g) for g in self._gradients[at]
+        )
+        _native.gradients(
+            self._kernel,
+            self._threads,
+            self._kind,
+            (steps, *self._sizes[1:]),
+            (None, to.maybe(resets)),
+            to.of(self._delta[:rows]),
+            to.of(self._tapes[at].states[0][: batch + rows]),
+            (
+                layer.U.shape[1],
+                to.of(x) if is_float else None,
+                None if is_float else to.of(x),
+                to.of(layer.U),
+                dU,
+                dW,
+                db_ih,
+                db_hh,
+                None if down is None else to.of(down[:rows]),
+            ),
+        )
+
+    def _hand_down(self, at: int, lag: int, steps: int) -> None:
+        down = self._down[at]
+        assert down is not None
+        error = down[: steps * self._rows.batch].view(steps, *self._sizes[1:])
+        if self._masks:
+            error = error * self._masks[at - 1][:steps]
+        dh = self._here(self._ds[at - 1], lag)[0][:steps]
+        self._arrived[at - 1] = dh.square().sum(-1)
+        dh += error
+
+    def _reset(self, steps: int) -> None:
+        """No error passes a reset."""
+        if self._rows.resets is None:
+            return
+        cut = self._rows.resets[:steps].unsqueeze(-1)
+        for state in self._before:
+            for part in state:
+                part[:steps].masked_fill_(cut, 0)
+
+
+def _weights(layer: Layer) -> tuple[Tensor | None, ...]:
+    return layer.U, layer.W, layer.b_ih, layer.b_hh
