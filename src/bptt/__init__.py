@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from bptt.errors import CheckpointError as CheckpointError
     from bptt.errors import GradientError as GradientError
     from bptt.errors import InputError as InputError
+    from bptt.flow import FlowEstimates as FlowEstimates
+    from bptt.flow import GradientFlow as GradientFlow
+    from bptt.flow import gradient_flow as gradient_flow
     from bptt.language_model import LanguageModel as LanguageModel
     from bptt.modules import GRU as GRU
     from bptt.modules import LSTM as LSTM
@@ -32,6 +35,9 @@ _HOME = {
     "CheckpointError": "bptt.errors",
     "GradientError": "bptt.errors",
     "InputError": "bptt.errors",
+    "FlowEstimates": "bptt.flow",
+    "GradientFlow": "bptt.flow",
+    "gradient_flow": "bptt.flow",
     "GRU": "bptt.modules",
     "LSTM": "bptt.modules",
     "RNN": "bptt.modules",

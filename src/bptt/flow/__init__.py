@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from bptt.flow.estimates import FlowEstimates as FlowEstimates
 from bptt.flow.find import problem_of
 from bptt.flow.measure import Progress
 from bptt.flow.result import GradientFlow as GradientFlow

@@ -127,16 +127,18 @@ class _Catcher:
     def after(
         self, module: torch.nn.Module, arguments: Any, keywords: Any, outputs: Any
     ) -> Any:
-        """Hand on copies, so that writing into the outputs leaves these be."""
+        """Hand on copies of new leaves.
+
+        So writing into the outputs leaves these be, and no error of one output comes
+        round through another, as the final state's would through `y`.
+        """
         tensors: list[Tensor] = []
 
         def handed_on(t: Tensor) -> Tensor:
             if not t.is_floating_point():
                 return t
-            if torch.is_grad_enabled() and not t.requires_grad:
-                t = t.detach().requires_grad_()  # of a module that is frozen
-            tensors.append(t)
-            return t.clone()
+            tensors.append(t.detach().requires_grad_())
+            return tensors[-1].clone()
 
         found = _mapped(outputs, handed_on)
         self._caught.append(_Caught(*self._given[-1], tensors[0], tensors[1:]))

@@ -73,11 +73,14 @@ def sweep(
 
 def by_lag(problem: Problem, name: str, *, progress: Progress | None = None) -> Tensor:
     """One parameter's gradient by lag, (time, *shape)."""
+    sizes = [p.numel() for p in problem.parameters.values()]
     at = list(problem.parameters).index(name)
+    start, stop = sum(sizes[:at]), sum(sizes[: at + 1])
     parameter = problem.parameters[name]
     found = parameter.new_zeros(problem.time, *parameter.shape)
     for share in problem.shares(gradients=True):
-        found[share.lag] = share.gradient[at]
+        assert share.gradient is not None
+        found[share.lag] = share.gradient[start:stop].view(parameter.shape)
         if progress is not None:
             progress(share.lag + 1, problem.time)
     return found
@@ -128,7 +131,8 @@ class _LagTable:
         self._found: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def take(self, share: Share) -> None:
-        gradient = flat(share.gradient)
+        gradient = share.gradient
+        assert gradient is not None
         self._rest -= gradient
         self._found.append(
             (

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bptt import own_cells
 from bptt.cells.nest import Leaves, Nest
-from bptt.flow.problem import Problem, Share, squares
+from bptt.flow.problem import Carried, Problem, Share, flat, squares
 from bptt.own_cells.caller import (
     Caller,
     is_differentiable,
@@ -17,7 +17,7 @@ from bptt.own_cells.caller import (
     same_random_state,
 )
 from bptt.own_cells.merged import lengthened, vjp
-from bptt.own_cells.scan import Pace, scan
+from bptt.own_cells.scan import Pace, scan, zeroed_rows
 from bptt.own_cells.sweep import Place, Visitor, turns
 from bptt.truncation import Lag, Truncation
 
@@ -68,7 +68,8 @@ class CellProblem(Problem):
                 place = Place(turn.lag.steps, self.rows)
                 own = place.errors_of(place.take(self.dy), len(errors[leaf]))
                 errors[leaf] = errors[leaf] + own
-            yield Share(turn.lag.lag, list(map(squares, errors)), visitor.gradient)
+            found = flat(visitor.gradient) if gradients else None
+            yield Share(turn.lag.lag, list(map(squares, errors)), found)
 
     def gradient(self, truncation: Truncation) -> list[Tensor]:
         """By whatever runs the cell in training."""
@@ -95,6 +96,14 @@ class CellProblem(Problem):
         """A vector at a time."""
         return self._forward.state_vjp(step, ds)
 
+    def products(self) -> tuple[float, float]:
+        """Not known: as many of the input as of the state."""
+        return 1.0, 1.0
+
+    def carried(self) -> Carried | None:
+        """Not known."""
+        return None
+
     @property
     def _floating(self) -> list[int]:
         return [at for at, s in enumerate(self.initial) if is_differentiable(s)]
@@ -108,11 +117,13 @@ class _Graph:
     """One graph of all steps as rows of a single call, with leaves for each step."""
 
     def __init__(self, problem: CellProblem) -> None:
-        self._rows = problem.rows
+        self._batch = problem.rows.batch
         pace = Pace.of(problem.rows, problem.x.device)
+        self._sizes, self._cuts = pace.sizes, pace.cuts
+        self._xs = pace.steps(problem.x)
         caller = Caller(problem.cell, problem.nest, whole=True)
         self._caller = caller
-        befores: list[Leaves] = []
+        self._befores = befores = list[Leaves]()
         outputs: set[int | None] = set()
 
         def step(x: Tensor, state: Leaves) -> tuple[Tensor, Leaves]:
@@ -137,7 +148,6 @@ class _Graph:
         self.output_leaf = floating.index(leaf) if leaf in floating else None
         before = [pace.sequence(parts) for parts in zip(*befores, strict=True)]
         leading = 1 if pace.ragged else 2
-        self._rows_of_step = pace.sizes
         x = _merged(problem.x, leading)
         leaves = [
             _merged(leaf, leading).requires_grad_(is_differentiable(leaf))
@@ -156,7 +166,6 @@ class _Graph:
             self._parameters,
         )
         self.used = [d is not None for d in found]
-        self._ragged = pace.ragged
 
     def visitor(self, *, gradients: bool) -> "_Watched":
         """A way back through the graph, once a lag."""
@@ -165,30 +174,26 @@ class _Graph:
         return _Watched(self._outputs, self._before, wanted)
 
     def state_vjp(self, step: int, ds: Leaves) -> Leaves:
-        """One step's rows out of the graph."""
-        sizes = self._rows_of_step
-        start = sum(sizes[:step])
-        cut = None
-        resets = self._rows.resets
-        if resets is not None:
-            cut = resets[step] if not self._ragged else resets[start:][: sizes[step]]
-        found: list[list[Tensor]] = []
+        """The step's rows run again, as a graph of their own."""
+        x, size = self._xs[step], self._sizes[step]
+        state = tuple(
+            leaf.detach().clone().requires_grad_(is_differentiable(leaf))
+            for leaf in self._befores[step]
+        )
+        with torch.enable_grad():
+            _, after = self._caller(x, state)
+        outputs = [leaf for leaf in after if is_differentiable(leaf)]
+        before = [leaf for leaf in state if is_differentiable(leaf)]
+        cut = self._cuts[step]
+        found = []
         for at in range(ds[0].shape[0]):
-            errors: list[Tensor | None] = [None]
-            for output, d in zip(self._outputs[1:], ds, strict=True):
-                whole = torch.zeros_like(output)
-                whole[start : start + sizes[step]] = d[at][: sizes[step]]
-                errors.append(whole)
-            before = vjp(self._outputs, errors, self._before)
-            row = []
-            for leaf, found_d in zip(self._before, before, strict=True):
-                full = torch.zeros_like(leaf) if found_d is None else found_d
-                of_step = full[start : start + sizes[step]]
-                if cut is not None:
-                    of_step = of_step.clone()
-                    of_step[cut] = 0
-                row.append(lengthened(of_step, self._rows.batch))
-            found.append(row)
+            errors = vjp(outputs, [d[at][:size] for d in ds], before)
+            row = tuple(
+                torch.zeros_like(leaf) if d is None else d
+                for leaf, d in zip(before, errors, strict=True)
+            )
+            row = row if cut is None else zeroed_rows(row, cut)
+            found.append([lengthened(d, self._batch) for d in row])
         return tuple(torch.stack(parts) for parts in zip(*found, strict=True))
 
 

@@ -27,13 +27,30 @@ class Share:
         lag: steps back from each output.
         squares: of each part of the state after the step, (passes, batch), the sum of
             squares of its error.
-        gradient: of each parameter, what the steps where the passes stand add to it;
-            empty if it was not asked for. Memory that the next lag may write into.
+        gradient: of all parameters as one vector, what the steps where the passes
+            stand add to it; None if it was not asked for. The next lag may write into
+            its memory.
     """
 
     lag: int
     squares: Sequence[Tensor]
-    gradient: Sequence[Tensor]
+    gradient: Tensor | None
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What the bottleneck of a known cell lets through, mean over steps and units.
+
+    Attributes:
+        cell: `RNN`, `GRU` or `LSTM`.
+        share: RNN: the slope of its nonlinearity; GRU: the update gate `z`; LSTM: the
+            forget gate.
+        spectral_norm: of RNN's recurrent weights, the largest over layers; else 0.
+    """
+
+    cell: str
+    share: float
+    spectral_norm: float
 
 
 @dataclass(frozen=True)
@@ -80,6 +97,17 @@ class Problem(ABC):
             step: `t`.
             ds: of each part, (vectors, batch, ...); rows that lack the step get zeros.
         """
+
+    @abstractmethod
+    def products(self) -> tuple[float, float]:
+        """Multiplications a step and row: those of the input, those of the state.
+
+        Only their ratio matters.
+        """
+
+    @abstractmethod
+    def carried(self) -> "Carried | None":
+        """How much of the state a step lets through, if the cell is known."""
 
     @property
     @abstractmethod

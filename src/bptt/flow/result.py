@@ -1,16 +1,17 @@
 """GradientFlow: how far back a gradient goes, and what a truncation costs."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from bptt.flow import measure
+from bptt.flow import measure, spectrum
+from bptt.flow.estimates import FlowEstimates
 from bptt.flow.measure import Lags, Norms, Progress
 from bptt.flow.problem import Problem, flat
+from bptt.flow.spectrum import Growth
 from bptt.truncation import Truncation
 
 
@@ -166,6 +167,40 @@ class GradientFlow:
         cosines = torch.where(square > 0, dot / (size * square.sqrt()), 0.0)
         return cosines.clamp(-1, 1)
 
+    @cached_property
+    def growth(self) -> Growth:
+        """Whether an error vanishes, stays or explodes on its way back, and how fast.
+
+        Raises:
+            ValueError: the sequence is too short.
+        """
+        return spectrum.growth(self.problem)
+
+    def jacobian(self, step: int) -> Tensor:
+        """`ds_t/ds_{t-1}`, (batch, state, state), of the whole state of each row.
+
+        Rows without the step, and those reset before it, have zeros. Takes as many
+        vectors back through the step as the state has numbers.
+
+        Raises:
+            ValueError: `step` is not from 1 to time - 1, or the result too large.
+        """
+        return spectrum.jacobian(self.problem, step)
+
+    def singular_values(self, step: int) -> Tensor:
+        """Of `jacobian`, the largest first, (batch, state)."""
+        values: Tensor = torch.linalg.svdvals(self.jacobian(step))
+        return values
+
+    @property
+    def verdict(self) -> str:
+        """The answer in plain words, with its numbers, a line each."""
+        return FlowEstimates((self,)).verdict
+
+    def __str__(self) -> str:
+        """The verdict."""
+        return self.verdict
+
     def _compared(self, truncation: Truncation) -> tuple[float, float]:
         if not isinstance(truncation, Truncation):
             raise TypeError(f"truncation must be a Truncation; got {truncation!r}")
@@ -226,8 +261,3 @@ class GradientFlow:
         if "_swept" in self.__dict__:
             return self._swept[0]
         return measure.sweep(self.problem, gradients=False, progress=self.progress)[0]
-
-
-def named(truncations: Sequence[Truncation]) -> dict[str, Truncation]:
-    """Truncations by the words that a table has for them."""
-    return {f"{t.k1},{t.k2}" if not t.is_full else "full": t for t in truncations}

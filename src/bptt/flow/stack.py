@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from bptt import autograd, through_time
-from bptt.cells import Tape
+from bptt.cells import GRUCell, LSTMCell, TanhCell, Tape
 from bptt.cells.base import State, StepTape, zeroed
 from bptt.cells.nest import Leaves
-from bptt.flow.problem import Problem, Share, squares
+from bptt.flow.problem import Carried, Problem, Share, flat, squares
 from bptt.kernels import lags, native
 from bptt.recompute import by_layer
 from bptt.rows import Rows
@@ -118,7 +118,7 @@ class StackProblem(Problem):
         )
         for turn in turns:
             found = [squares(part) for state in turn.ds for part in state]
-            yield Share(turn.lag.lag, found, self._of_turn(turn) if gradients else ())
+            yield Share(turn.lag.lag, found, self._of_turn(turn) if gradients else None)
 
     @property
     def _resets(self) -> Tensor | None:
@@ -140,18 +140,20 @@ class StackProblem(Problem):
                 part[last, columns] = end
         return found
 
-    def _of_turn(self, turn: Turn) -> list[Tensor]:
+    def _of_turn(self, turn: Turn) -> Tensor:
         steps = turn.lag.steps
-        return [
-            d
-            for layer, x, tape, delta in zip(
-                self.layers, self._inputs, self._tapes, turn.deltas, strict=True
-            )
-            for d in through_time.weight_gradients(
-                layer, x[steps], tape.at(turn.lag), delta
-            )
-            if d is not None
-        ]
+        return flat(
+            [
+                d
+                for layer, x, tape, delta in zip(
+                    self.layers, self._inputs, self._tapes, turn.deltas, strict=True
+                )
+                for d in through_time.weight_gradients(
+                    layer, x[steps], tape.at(turn.lag), delta
+                )
+                if d is not None
+            ]
+        )
 
     def gradient(self, truncation: Truncation) -> list[Tensor]:
         """By whatever runs the layers in training."""
@@ -194,6 +196,32 @@ class StackProblem(Problem):
                         *states[index - 1][1:],
                     )
         return tuple(part for state in states for part in state)
+
+    def products(self) -> tuple[float, float]:
+        """U's and W's, of all layers; ids are looked up."""
+        inputs = [layer.U.numel() for layer in self.layers]
+        if not self.x.is_floating_point():
+            inputs[0] = 0
+        return float(sum(inputs)), float(sum(layer.W.numel() for layer in self.layers))
+
+    def carried(self) -> Carried | None:
+        """Read off the tapes."""
+        shares, norms = [], []
+        present = self.rows.present if self.rows.is_ragged else None
+        for layer, tape in zip(self.layers, self._tapes, strict=True):
+            width = layer.W.shape[1]
+            kind = type(layer.cell)
+            if kind is LSTMCell:
+                name, gate = "LSTM", tape.kept[0][..., width:]
+            elif kind is GRUCell:
+                name, gate = "GRU", tape.kept[0][..., width:]
+            else:
+                h = tape.states[0][1:]
+                slope = 1 - h * h if kind is TanhCell else (h > 0).to(h)
+                name, gate = "RNN", slope
+                norms.append(float(torch.linalg.matrix_norm(layer.W, 2)))
+            shares.append(float((gate if present is None else gate[present]).mean()))
+        return Carried(name, sum(shares) / len(shares), max(norms, default=0.0))
 
     def _padded(self, sequence: Tensor) -> Tensor:
         return self.rows.pad(sequence) if self.rows.is_ragged else sequence

@@ -25,13 +25,13 @@ class LagShare:
         lag: steps back from each output.
         squares: for each layer and part of its state, (passes, batch), the sum of
             squares of the error of the state after the step.
-        gradient: for each layer U, W and the biases, where gradients are wanted; views
-            of memory that the next lag writes into.
+        gradient: for each layer U, W and the biases, as one vector, where gradients are
+            wanted; the next lag writes into it.
     """
 
     lag: int
     squares: list[Tensor]
-    gradient: list[Tensor]
+    gradient: Tensor | None
 
 
 def shares(
@@ -105,21 +105,26 @@ class _Loop:
             dy.new_empty(rows.time * rows.batch, hidden) if at else None
             for at in range(len(layers))
         ]
+        weights = [w for layer in layers for w in _weights(layer) if w is not None]
+        self._gradient = dy.new_empty(sum(w.numel() for w in weights))
+        self._wanted = gradients
+        parts = iter(torch.split(self._gradient, [w.numel() for w in weights]))
         self._gradients = [
-            [None if w is None else torch.empty_like(w) for w in _weights(layer)]
-            if gradients
-            else [None] * 4
+            [
+                None if w is None or not gradients else next(parts)
+                for w in _weights(layer)
+            ]
             for layer in layers
         ]
 
     def run(self) -> Iterator[LagShare]:
         time, parts = self._rows.time, len(self._ds[0])
-        found = [g for layer in self._gradients for g in layer if g is not None]
+        found = self._gradient if self._wanted else None
         for lag in range(time):
             steps = time - lag
             for at in range(len(self._layers) - 1, -1, -1):
                 self._back(at, lag, steps)
-                if at or found:
+                if at or self._wanted:
                     self._products(at, steps)
                 if at:
                     self._hand_down(at, lag, steps)
