@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bptt import cells as cells
+    from bptt import explain as explain
     from bptt import tutorial as tutorial
     from bptt import verify as verify
     from bptt.errors import CheckpointError as CheckpointError
@@ -45,7 +46,7 @@ _HOME = {
     "GradientReport": "bptt.verify",
     "check_gradients": "bptt.verify",
 }
-_MODULES = ("cells", "tutorial", "verify")
+_MODULES = ("cells", "explain", "tutorial", "verify")
 
 __all__ = ["__version__", *_MODULES, *_HOME]
 
