@@ -2,6 +2,7 @@
 
 import os
 import sys
+import textwrap
 from typing import final
 
 import numpy as np
@@ -65,7 +66,8 @@ class Page:
         network = self._network
         sentence = " ".join(label(network.words[y]) for y in self._example.reading.y)
         with_bias = network.has_biases
-        self._line(f"Backpropagation through time: {sentence}", "bold")
+        title = f"Backpropagation through time: {sentence}"
+        self._line(textwrap.fill(title, 80, subsequent_indent="  "), "bold")
         self._line()
         self._line(f"  s_t = tanh(U x_t + W s_{{t-1}}{' + b' if with_bias else ''})")
         self._line(f"  o_t = softmax(V s_t{' + c' if with_bias else ''})")

@@ -8,9 +8,9 @@ from bptt.explain.reading import MAX_WORDS as MAX_WORDS
 from bptt.explain.reading import Reading as Reading
 from bptt.explain.reading import read_by_model as read_by_model
 from bptt.explain.reading import read_by_small_network as read_by_small_network
-from bptt.explain.worked_example import Differences as Differences
-from bptt.explain.worked_example import Step as Step
-from bptt.explain.worked_example import Term as Term
-from bptt.explain.worked_example import Truncated as Truncated
-from bptt.explain.worked_example import WorkedExample as WorkedExample
-from bptt.explain.worked_example import worked_example as worked_example
+from bptt.explain.terms import Differences as Differences
+from bptt.explain.terms import Step as Step
+from bptt.explain.terms import Term as Term
+from bptt.explain.terms import Truncated as Truncated
+from bptt.explain.terms import WorkedExample as WorkedExample
+from bptt.explain.terms import worked_example as worked_example
