@@ -176,7 +176,7 @@ def test_runs_that_cannot_be(bptt, train, tmp_path):
     assert train("--layers", 2).code == 0
     ended = bptt("explain", tmp_path / "run")
     assert ended.code == 2
-    assert "this network is a LSTM of 2 layers" in ended.message
+    assert "this network has 2 layers of cell lstm" in ended.message
     (tmp_path / "run" / "model.safetensors").write_bytes(b"x")
     assert bptt("explain", tmp_path / "run").code == 3
 

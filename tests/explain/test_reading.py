@@ -172,9 +172,12 @@ def test_a_sentence_that_a_model_cannot_read(level, sentence, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cell": "lstm"}, "this network is a LSTM of 1 layer; train one"),
-        ({"cell": "gru", "layers": 2}, "this network is a GRU of 2 layers; train one"),
-        ({"layers": 3}, "this network is a RNN of 3 layers; train one"),
+        ({"cell": "lstm"}, "this network has 1 layer of cell lstm; train one"),
+        (
+            {"cell": "gru", "layers": 2},
+            "this network has 2 layers of cell gru; train one",
+        ),
+        ({"layers": 3}, "this network has 3 layers of cell rnn; train one"),
     ],
 )
 def test_another_network_is_refused(options, message):

@@ -156,6 +156,9 @@ def test_every_jacobian_is_autograds(reading):
         one, whole = jacobian(states[term.k + 2], state), jacobian(states[-1], state)
         np.testing.assert_allclose(term.jacobian, one, **TIGHT)
         np.testing.assert_allclose(term.product, whole, **TIGHT)
+        largest = np.linalg.svd(one)[1][0], np.linalg.svd(whole)[1][0]
+        assert abs(term.stretch_of_step - largest[0]) < 1e-13
+        assert abs(term.stretch - largest[1]) < 1e-13
 
 
 @pytest.mark.parametrize("reading", [read_by_small_network(), full_reading(8)])

@@ -94,8 +94,8 @@ def _term(term: Term) -> dict[str, Any]:
         "k": term.k,
         "jacobian": _matrix(term.jacobian),
         "product": _matrix(term.product),
-        "jacobian_2_norm": None if term.jacobian is None else _stretch(term.jacobian),
-        "product_2_norm": _stretch(term.product),
+        "jacobian_2_norm": term.stretch_of_step,
+        "product_2_norm": term.stretch,
         "ds": term.ds.tolist(),
         "delta": term.delta.tolist(),
         "s_before": term.s_before.tolist(),
@@ -124,8 +124,3 @@ def _matrix(array: NDArray[np.float64] | None) -> dict[str, Any] | None:
         "norm": float(np.linalg.norm(array)),
         "entries": array.tolist() if array.size <= _MOST_ENTRIES else None,
     }
-
-
-def _stretch(array: NDArray[np.float64]) -> float:
-    """The largest factor by which it lengthens a vector: its 2-norm."""
-    return float(np.linalg.norm(array, 2))

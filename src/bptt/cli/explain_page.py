@@ -193,11 +193,9 @@ class Page:
         for at in range(self._units):
             one, all_of_them = self._row(jacobian[at]), self._row(term.product[at])
             self._line(f"  {one:>{width}}      {all_of_them:>{width}}")
-        one, all_of_them = (
-            f"{'2-norm':>{width - WIDTH}}{number(_stretch(array))}"
-            for array in (jacobian, term.product)
-        )
-        self._line(f"  {one}      {all_of_them}")
+        name = f"{'2-norm':>{width - WIDTH}}"
+        one, all_of_them = number(term.stretch_of_step or 0.0), number(term.stretch)
+        self._line(f"  {name}{one}      {name}{all_of_them}")
 
     def _print_recurrent_part(self) -> None:
         example, t = self._example, self._t
@@ -343,7 +341,3 @@ def _plain(array: Array) -> str:
 
 def _gap(difference: float) -> str:
     return f"{difference:.1e}" if difference else "0"
-
-
-def _stretch(array: Array) -> float:
-    return float(np.linalg.norm(array, 2))

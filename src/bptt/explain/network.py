@@ -123,8 +123,8 @@ def network_of(model: LanguageModel) -> Network:
     if config.cell != "rnn" or config.layers != 1:
         layers = f"{config.layers} layer" + "s" * (config.layers > 1)
         raise InputError(
-            f"the worked example is that of one tanh layer, and this network is a "
-            f"{config.cell.upper()} of {layers}; train one with --cell rnn --layers 1"
+            f"the worked example is that of one tanh layer, and this network has "
+            f"{layers} of cell {config.cell}; train one with --cell rnn --layers 1"
         )
     if model.tokenizer is None:
         raise InputError("the model has no tokenizer; give one to LanguageModel")

@@ -85,6 +85,18 @@ class Term:
         """(hidden, inputs), this step's part of `dE_t/dU`."""
         return np.outer(self.delta, self.x)
 
+    @property
+    def stretch(self) -> float:
+        """The 2-norm of `product`: the most that it lengthens a vector."""
+        return float(np.linalg.norm(self.product, 2))
+
+    @property
+    def stretch_of_step(self) -> float | None:
+        """The 2-norm of `jacobian`."""
+        return (
+            None if self.jacobian is None else float(np.linalg.norm(self.jacobian, 2))
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Truncated:
