@@ -17,191 +17,25 @@ References: Werbos, "Backpropagation through time: what it does and how to do it
 Britz, "Recurrent Neural Networks Tutorial", part 3, 2015, the example of E_3.
 """
 
-from dataclasses import dataclass
-from functools import cached_property
-
 import numpy as np
 
 from bptt.errors import GradientError
 from bptt.explain import engine
 from bptt.explain.engine import Gradients
-from bptt.explain.network import Array, Network
+from bptt.explain.example import (
+    Differences,
+    Step,
+    Term,
+    Truncated,
+    WorkedExample,
+    sum_U,
+    sum_W,
+)
+from bptt.explain.network import Array
 from bptt.explain.reading import Reading
 
 _ROUNDING = 1e-10  # relative to the terms, or absolute where they are below 1
 _MOST_NUMBERS = 2**25  # in the matrices of a kind, one a step
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """A step forward.
-
-    Attributes:
-        t: the step.
-        x: id of the word that is read.
-        y: id of the word that follows.
-        s: (hidden,), the state after it.
-        o: (vocab,), the probabilities of the next word.
-        E: `-log o[y]`, in nats.
-    """
-
-    t: int
-    x: int
-    y: int
-    s: Array
-    o: Array
-    E: float
-
-
-@dataclass(frozen=True, eq=False)
-class Term:
-    """What step `k` adds to the gradient of `E_t`.
-
-    Attributes:
-        k: the step.
-        x: (inputs,), the vector that it reads.
-        s_before: (hidden,), `s_{k-1}`.
-        jacobian: (hidden, hidden), `ds_{k+1}/ds_k`; None at `k = t`.
-        product: (hidden, hidden), `ds_t/ds_k`, the product of the Jacobians above.
-        ds: (hidden,), `dE_t/ds_k`.
-        delta: (hidden,), `delta_k^(t) = dE_t/dz_k`, by equation (5).
-    """
-
-    k: int
-    x: Array
-    s_before: Array
-    jacobian: Array | None
-    product: Array
-    ds: Array
-    delta: Array
-
-    @property
-    def dW(self) -> Array:
-        """(hidden, hidden), this step's part of `dE_t/dW`."""
-        return np.outer(self.delta, self.s_before)
-
-    @property
-    def dU(self) -> Array:
-        """(hidden, inputs), this step's part of `dE_t/dU`."""
-        return np.outer(self.delta, self.x)
-
-    @property
-    def stretch(self) -> float:
-        """The 2-norm of `product`: the most that it lengthens a vector."""
-        return float(np.linalg.norm(self.product, 2))
-
-    @property
-    def stretch_of_step(self) -> float | None:
-        """The 2-norm of `jacobian`."""
-        return (
-            None if self.jacobian is None else float(np.linalg.norm(self.jacobian, 2))
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class Truncated:
-    """What `bptt_truncate = n` leaves away of the gradient of `E_t`.
-
-    Attributes:
-        n: recurrences that the error crosses at most.
-        kept: the steps whose terms stay, `t, ..., t - n`.
-        dW: (hidden, hidden), the sum of the terms of W that are left away.
-        left_W: norm of that.
-        left_U: norm of the sum of the terms of U that are left away.
-        bias_W: `left_W` over the norm of `dE_t/dW`, 0 if that is 0.
-        bias_U: the same for U.
-    """
-
-    n: int
-    kept: tuple[int, ...]
-    dW: Array
-    left_W: float
-    left_U: float
-    bias_W: float
-    bias_U: float
-
-
-@dataclass(frozen=True)
-class Differences:
-    """Largest differences of an entry: between ways to one gradient, so rounding.
-
-    Attributes:
-        dV: equation (1) and the engine.
-        dW: the sum of the terms and the engine.
-        dU: the same for U.
-        products: the deltas of (5), and those by the products of Jacobians, (3).
-        unshared: the terms and the gradients of separate W_k.
-        unshared_sum: the sum of those and the engine.
-    """
-
-    dV: float
-    dW: float
-    dU: float
-    products: float
-    unshared: float
-    unshared_sum: float
-
-    @property
-    def largest(self) -> float:
-        """The largest of all; nan if one is."""
-        return float(np.max(list(vars(self).values())))
-
-
-@dataclass(frozen=True, eq=False)
-class WorkedExample:
-    """The gradient of the last error of a sentence, with every number on the way.
-
-    Attributes:
-        reading: the network and the sentence.
-        steps: forward, `0 ... t`.
-        dlogits: (vocab,), `o_t - 1(y_t)`.
-        terms: back, `k = t ... 0`.
-        truncated: `bptt_truncate = 0 ... t`.
-        engine: the gradients of `E_t` by `bptt.RNN`.
-        unshared: `dE_t/dW_k` for `k = t ... 0`, if each step had a W of its own, by
-            autograd.
-        differences: how far the ways are from each other.
-    """
-
-    reading: Reading
-    steps: tuple[Step, ...]
-    dlogits: Array
-    terms: tuple[Term, ...]
-    truncated: tuple[Truncated, ...]
-    engine: Gradients
-    unshared: tuple[Array, ...]
-    differences: Differences
-
-    @property
-    def network(self) -> Network:
-        """The network."""
-        return self.reading.network
-
-    @property
-    def t(self) -> int:
-        """The step whose error is explained, the last."""
-        return len(self.steps) - 1
-
-    @cached_property
-    def dV(self) -> Array:
-        """(vocab, hidden), `dE_t/dV`: an outer product of what step t alone knows."""
-        return np.outer(self.dlogits, self.steps[-1].s)
-
-    @cached_property
-    def dW(self) -> Array:
-        """(hidden, hidden), `dE_t/dW`: the sum of the terms."""
-        return _sum_W(self.terms)
-
-    @cached_property
-    def dU(self) -> Array:
-        """(hidden, inputs), `dE_t/dU`: the sum of the terms."""
-        return _sum_U(self.terms)
-
-    @cached_property
-    def sum_of_unshared(self) -> Array:
-        """(hidden, hidden), what the separate W_k add up to."""
-        total: Array = np.sum(self.unshared, axis=0)
-        return total
 
 
 def worked_example(reading: Reading) -> WorkedExample:
@@ -287,13 +121,13 @@ def _terms(
 
 
 def _truncations(terms: tuple[Term, ...]) -> tuple[Truncated, ...]:
-    norm_W, norm_U = (float(np.linalg.norm(of(terms))) for of in (_sum_W, _sum_U))
+    norm_W, norm_U = (float(np.linalg.norm(of(terms))) for of in (sum_W, sum_U))
     found = []
     for n in range(len(terms)):
         kept, left = terms[: n + 1], terms[n + 1 :]
-        dW = _sum_W(left) if left else np.zeros_like(terms[0].dW)
+        dW = sum_W(left) if left else np.zeros_like(terms[0].dW)
         left_W = float(np.linalg.norm(dW))
-        left_U = float(np.linalg.norm(_sum_U(left))) if left else 0.0
+        left_U = float(np.linalg.norm(sum_U(left))) if left else 0.0
         found.append(
             Truncated(
                 n=n,
@@ -306,22 +140,6 @@ def _truncations(terms: tuple[Term, ...]) -> tuple[Truncated, ...]:
             )
         )
     return tuple(found)
-
-
-def _sum_W(terms: tuple[Term, ...]) -> Array:
-    """(6) for W, summed: one product."""
-    total: Array = _deltas(terms).T @ np.stack([term.s_before for term in terms])
-    return total
-
-
-def _sum_U(terms: tuple[Term, ...]) -> Array:
-    """(6) for U, summed."""
-    total: Array = _deltas(terms).T @ np.stack([term.x for term in terms])
-    return total
-
-
-def _deltas(terms: tuple[Term, ...]) -> Array:
-    return np.stack([term.delta for term in terms])
 
 
 def _differences(
@@ -338,8 +156,8 @@ def _differences(
     pairs = zip(terms, unshared, strict=True)
     return Differences(
         dV=_largest(np.outer(dlogits, steps[-1].s) - found.V),
-        dW=_largest(_sum_W(terms) - found.W),
-        dU=_largest(_sum_U(terms) - found.U),
+        dW=_largest(sum_W(terms) - found.W),
+        dU=_largest(sum_U(terms) - found.U),
         products=max(map(_largest, by_products)),
         unshared=max(_largest(term.dW - dW) for term, dW in pairs),
         unshared_sum=_largest(np.sum(unshared, axis=0) - found.W),
