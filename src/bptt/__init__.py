@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bptt import cells as cells
+    from bptt import explain as explain
     from bptt import tutorial as tutorial
+    from bptt import verify as verify
     from bptt.errors import CheckpointError as CheckpointError
     from bptt.errors import GradientError as GradientError
     from bptt.errors import InputError as InputError
@@ -50,7 +52,7 @@ _HOME = {
     "GradientReport": "bptt.verify",
     "check_gradients": "bptt.verify",
 }
-_MODULES = ("cells", "tutorial")
+_MODULES = ("cells", "explain", "tutorial", "verify")
 
 __all__ = ["__version__", *_MODULES, *_HOME]
 

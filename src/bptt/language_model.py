@@ -229,7 +229,7 @@ class LanguageModel(torch.nn.Module):
         if not sentence:
             forbidden.append(self.tokenizer.end_id)
         start = [self.tokenizer.start_id] if sentence else []
-        ids = start + prompt or self._stream_start()
+        ids = start + prompt or [self.first_id]
         state = None
         was_training = self.training
         self.eval()
@@ -252,12 +252,18 @@ class LanguageModel(torch.nn.Module):
         finally:
             self.train(was_training)
 
-    def _stream_start(self) -> list[int]:
-        """What a stream without a prompt begins after: a new line, if it has those."""
-        assert self.tokenizer is not None
+    @property
+    def first_id(self) -> int:
+        """What text without a prompt begins after: the start token of a sentence, or a
+        new line in a stream, if it has those.
+        """
+        if self.tokenizer is None:
+            raise ValueError("the model has no tokenizer; give one to LanguageModel")
+        if self.config.unit == "sentence":
+            return self.tokenizer.start_id
         ids = [int(i) for i in self.tokenizer.encode("\n")]
         known = [i for i in ids if i != self.tokenizer.unknown_id]
-        return known or [self.config.vocab - 1]
+        return known[-1] if known else self.config.vocab - 1
 
     def save_pretrained(
         self, folder: str | Path, *, training: dict[str, Any] | None = None

@@ -12,6 +12,7 @@ import tyro
 
 from bptt import __version__
 from bptt.cli.arguments import Command
+from bptt.cli.escape import printable
 from bptt.errors import CheckpointError, GradientError, InputError
 
 
@@ -59,5 +60,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _failed(error: object, code: int) -> int:
-    sys.stderr.write(f"bptt: {error}\n")
+    sys.stderr.write(f"bptt: {printable(str(error))}\n")
     return code

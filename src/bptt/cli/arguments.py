@@ -125,6 +125,29 @@ class Generate:
 
 
 @dataclass(frozen=True)
+class Explain:
+    """Show backpropagation through time on one sentence, number by number.
+
+    The tutorial's worked example, dE_3/dW: how the error of the last word goes back
+    through every step, what each step adds to the gradient, and what a truncation
+    leaves away.
+
+    Example: bptt explain --sentence "the dog sat down"
+    """
+
+    run: Annotated[
+        Positional[Path | None], arg(metavar="[RUN]", help_behavior_hint="")
+    ] = None
+    """Folder of a run with --cell rnn and one layer; without it, a network of 2 units
+    and 6 words."""
+    sentence: Annotated[str | None, arg(metavar="S", help_behavior_hint="")] = None
+    """What is read, from 2 to 20 words or tokens (default: "the cat sat down", or what
+    the run makes up)."""
+    json: _Flag = False
+    """Print one JSON object, with every vector, and matrices of up to 4096 numbers."""
+
+
+@dataclass(frozen=True)
 class Check:
     """Check the gradients of every cell and truncation on this machine.
 
@@ -135,4 +158,4 @@ class Check:
     """Print one JSON object."""
 
 
-Command = Train | Evaluate | Generate | Check
+Command = Train | Evaluate | Generate | Explain | Check

@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from bptt import kernels, verify
-from bptt.cli.arguments import Check, Command, Evaluate, Generate, Train
+from bptt.cli import explain
+from bptt.cli.arguments import Check, Command, Evaluate, Explain, Generate, Train
 from bptt.cli.output import printable, sentence, table, write_json
 from bptt.cli.progress import TrainingProgress, console, tracked
 from bptt.errors import CheckpointError, InputError
@@ -50,6 +51,9 @@ def run(command: Command) -> int:
             return evaluate_run(command)
         case Generate():
             return generate(command)
+        case Explain():
+            model = None if command.run is None else _load(command.run)
+            return explain.run(model, command.sentence, json=command.json)
         case Check():
             return check_gradients(command)
 

@@ -5,6 +5,7 @@ import math
 import sys
 from typing import Any
 
+from bptt.cli.escape import printable as printable
 from bptt.training import Measurement
 from bptt.verify import Certificate
 
@@ -33,14 +34,6 @@ def sentence(measured: Measurement) -> str:
         f"loss {measured.loss:.4f} nats per token, perplexity "
         f"{measured.perplexity:.3f}, {measured.bits_per_token:.4f} bits per token, "
         f"over {measured.tokens:,} tokens."
-    )
-
-
-def printable(text: str) -> str:
-    """Control characters as escapes, so that no text can drive the terminal."""
-    return "".join(
-        c if c in "\n\t" or c.isprintable() else c.encode("unicode_escape").decode()
-        for c in text
     )
 
 
