@@ -164,20 +164,25 @@ class LanguageModel(torch.nn.Module):
         self.recurrent.truncation = value
 
     def forward(
-        self, ids: Int[Tensor, "time batch"], state: Any = None
+        self,
+        ids: Int[Tensor, "time batch"],
+        state: Any = None,
+        *,
+        lengths: Tensor | None = None,
     ) -> tuple[Float[Tensor, "time batch vocab"], Any]:
         """Logits of the token after each, and the state after the last.
 
         Args:
             ids: (time, batch) int64.
             state: as returned by an earlier call; None is the zero state.
+            lengths: (batch,) int64, at least 1: the steps of each row, if they differ.
 
         Returns:
             Logits (time, batch, vocab), and the state, shaped as the recurrent
             module's.
         """
         x = ids if self.embedding is None else self.dropout(self.embedding(ids))
-        y, state = self.recurrent(x, state)
+        y, state = self.recurrent(x, state, lengths=lengths)
         return self.decoder(self.dropout(y)), state
 
     def generate(

@@ -148,6 +148,31 @@ class Explain:
 
 
 @dataclass(frozen=True)
+class Flow:
+    """Tell how far back a trained model's gradient goes, and what truncation costs.
+
+    Example: bptt flow runs/book-lstm book.txt --tolerance 0.1
+    """
+
+    run: _Run
+    """Folder of a run."""
+    text: Annotated[
+        Positional[tuple[Path, ...]], arg(metavar="[TEXT ...]", help_behavior_hint="")
+    ] = ()
+    """UTF-8 text files; without any, the English reference that ships with Python."""
+    tolerance: float = 0.05
+    """Of the gradient's bias, for which the window is sought."""
+    steps: _Number = None
+    """Length of the sequences looked at (default: four windows of the training)."""
+    rows: int = 8
+    """Sequences in a batch."""
+    batches: int = 4
+    """Batches; more make the intervals smaller."""
+    json: _Flag = False
+    """Print one JSON object."""
+
+
+@dataclass(frozen=True)
 class Check:
     """Check the gradients of every cell and truncation on this machine.
 
@@ -158,4 +183,4 @@ class Check:
     """Print one JSON object."""
 
 
-Command = Train | Evaluate | Generate | Explain | Check
+Command = Train | Evaluate | Generate | Flow | Explain | Check

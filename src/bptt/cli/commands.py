@@ -17,12 +17,13 @@ from rich.markup import escape
 
 from bptt import kernels, verify
 from bptt.cli import explain
-from bptt.cli.arguments import Check, Command, Evaluate, Explain, Generate, Train
+from bptt.cli import flow as flow_command
+from bptt.cli.arguments import Check, Command, Evaluate, Explain, Flow, Generate, Train
 from bptt.cli.output import printable, sentence, table, write_json
 from bptt.cli.progress import TrainingProgress, console, tracked
+from bptt.cli.runs import as_input_error, load_model
 from bptt.errors import CheckpointError, InputError
 from bptt.language_model import CONFIG, LanguageModel, ModelConfig, read_config
-from bptt.storage import MANIFEST
 from bptt.text import Tokenizer, read_text
 from bptt.training import (
     Options,
@@ -51,8 +52,10 @@ def run(command: Command) -> int:
             return evaluate_run(command)
         case Generate():
             return generate(command)
+        case Flow():
+            return flow_command.run(command)
         case Explain():
-            model = None if command.run is None else _load(command.run)
+            model = None if command.run is None else load_model(command.run)
             return explain.run(model, command.sentence, json=command.json)
         case Check():
             return check_gradients(command)
@@ -60,7 +63,7 @@ def run(command: Command) -> int:
 
 def _choose_kernel() -> None:
     """Choose it now, so that what there is to say about it is one plain line."""
-    with warnings.catch_warnings(record=True) as said, _as_input_error():
+    with warnings.catch_warnings(record=True) as said, as_input_error():
         warnings.simplefilter("always")
         kernels.active()
     for warning in said:
@@ -78,7 +81,7 @@ def train(command: Train) -> int:
     folder = RunFolder(path)
     if not command.resume:
         folder.check_free()
-    with _as_input_error():
+    with as_input_error():
         corpus = load_corpus(
             options, command.text, () if command.valid is None else (command.valid,)
         )
@@ -110,7 +113,8 @@ def train(command: Train) -> int:
     to.print(f"\nOn the held-out text: {sentence(measured)}")
     sample = model.generate(length=_SAMPLE_TOKENS, temperature=0.8, seed=config.seed)
     to.print(f"\nA sample:\n{escape(printable(sample.strip()))}\n")
-    to.print("The run, for bptt evaluate and bptt generate, is in")
+    flow_command.say(to, model, config, corpus.held_out)
+    to.print("The run, for bptt evaluate, generate and flow, is in")
     sys.stdout.write(f"{path}\n")
     return 0
 
@@ -119,7 +123,7 @@ def evaluate_run(command: Evaluate) -> int:
     """`bptt evaluate`."""
     if not command.text:
         raise InputError("name at least one TEXT to evaluate on")
-    model = _load(command.run)
+    model = load_model(command.run)
     assert model.tokenizer is not None
     corpus = encode_for(
         read_text(command.text),
@@ -153,8 +157,8 @@ def evaluate_run(command: Evaluate) -> int:
 
 def generate(command: Generate) -> int:
     """`bptt generate`."""
-    model = _load(command.run)
-    with _as_input_error():
+    model = load_model(command.run)
+    with as_input_error():
         text = model.generate(
             command.prompt,
             length=command.length,
@@ -202,7 +206,7 @@ def _options(command: Train) -> Options:
                 f"--k2 must be a number of steps, or full; got {command.k2!r}"
             ) from None
     options = Options(**values)
-    with _as_input_error():
+    with as_input_error():
         check(options)
     return options
 
@@ -267,18 +271,6 @@ def _free_name(command: Train) -> Path:
     return path
 
 
-def _load(path: Path) -> LanguageModel:
-    if not (path / MANIFEST).is_file():
-        raise InputError(
-            f"{path} is no run: it has no {MANIFEST}; give the folder that bptt train "
-            "printed"
-        )
-    model = LanguageModel.from_pretrained(path)
-    if model.tokenizer is None:
-        raise CheckpointError(f"{path / MANIFEST} lists no tokenizer.json")
-    return model
-
-
 def _describe(
     to: Console, model: LanguageModel, config: TrainingConfig, train: int, valid: int
 ) -> None:
@@ -295,15 +287,6 @@ def _describe(
         f"{train:,} tokens to train on, {valid:,} held out; {config.optimizer}, "
         f"{length}."
     )
-
-
-@contextmanager
-def _as_input_error() -> Iterator[None]:
-    """A ValueError about an option is wrong usage."""
-    try:
-        yield
-    except ValueError as error:
-        raise InputError(str(error)) from error
 
 
 @contextmanager

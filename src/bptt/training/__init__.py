@@ -3,11 +3,13 @@
 from bptt.training.config import Options, TrainingConfig, check, resolve
 from bptt.training.data import Corpus, encode_for, evaluation_batches, load_corpus
 from bptt.training.evaluation import Measurement, evaluate
+from bptt.training.flow import FlowPlan, flow_over, trained_truncation
 from bptt.training.loop import Reporter, Stopped, Trainer
 from bptt.training.run_folder import RunFolder
 
 __all__ = [
     "Corpus",
+    "FlowPlan",
     "Measurement",
     "Options",
     "Reporter",
@@ -19,6 +21,8 @@ __all__ = [
     "encode_for",
     "evaluate",
     "evaluation_batches",
+    "flow_over",
     "load_corpus",
     "resolve",
+    "trained_truncation",
 ]

@@ -1,0 +1,57 @@
+"""A finished or unfinished run as the commands read it."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from bptt.errors import CheckpointError, InputError
+from bptt.language_model import CONFIG, LanguageModel
+from bptt.storage import MANIFEST
+from bptt.training import TrainingConfig
+
+
+def load_model(path: Path) -> LanguageModel:
+    """The best model of a run.
+
+    Raises:
+        InputError: it is no run.
+        CheckpointError: it is damaged.
+    """
+    if not (path / MANIFEST).is_file():
+        raise InputError(
+            f"{path} is no run: it has no {MANIFEST}; give the folder that bptt train "
+            "printed"
+        )
+    model = LanguageModel.from_pretrained(path)
+    if model.tokenizer is None:
+        raise CheckpointError(f"{path / MANIFEST} lists no tokenizer.json")
+    return model
+
+
+def load_run(path: Path) -> tuple[LanguageModel, TrainingConfig | None]:
+    """The model, and how it was trained, where the run says.
+
+    Raises:
+        InputError: it is no run.
+        CheckpointError: it is damaged.
+    """
+    model = load_model(path)  # which has checked the file's hash
+    training = json.loads((path / CONFIG).read_bytes()).get("training")
+    if training is None:
+        return model, None
+    try:
+        return model, msgspec.convert(training, TrainingConfig)
+    except msgspec.ValidationError as error:
+        raise CheckpointError(f"{path / CONFIG}: training: {error}") from error
+
+
+@contextmanager
+def as_input_error() -> Iterator[None]:
+    """A ValueError about an option is wrong usage."""
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(str(error)) from error
