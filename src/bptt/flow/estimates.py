@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -132,6 +132,12 @@ class FlowEstimates:
     def verdict_at(self, tolerance: float = 0.05) -> str:
         """The verdict, with the window that keeps to this tolerance."""
         return verdict.of(self, tolerance)
+
+    def plot(self, axes: Any = None) -> Any:
+        """As `GradientFlow.plot`, of the means, with the intervals of the lags."""
+        from bptt.flow.plot import plot
+
+        return plot(self, axes)
 
     @cached_property
     def _by_lag(self) -> Tensor:

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -196,6 +197,20 @@ class GradientFlow:
     def verdict(self) -> str:
         """The answer in plain words, with its numbers, a line each."""
         return FlowEstimates((self,)).verdict
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the map of `norms` and the gradient by lag with the 5 % window.
+
+        Args:
+            axes: two of matplotlib's, to draw into; None makes a figure.
+
+        Returns:
+            The two axes.
+
+        Raises:
+            ImportError: matplotlib is not installed; `pip install "bptt[plot]"`.
+        """
+        return FlowEstimates((self,)).plot(axes)
 
     def __str__(self) -> str:
         """The verdict."""
