@@ -21,6 +21,7 @@ from bptt import recompute, through_time
 from bptt.cells import Cell, Tape
 from bptt.cells.base import State
 from bptt.kernels import choice, native
+from bptt.kernels.native import Ready
 from bptt.memory import Budget, Plan
 from bptt.recompute import PackedMask, by_layer, stacked
 from bptt.rows import Rows
@@ -122,6 +123,46 @@ def run(
     return _defined(layers, x, initial, plain, rows)
 
 
+def run_ready(
+    ready: Ready,
+    cell: Cell,
+    weights: Sequence[Sequence[Tensor]],
+    x: Tensor,
+    truncation: Truncation,
+) -> tuple[Tensor, State]:
+    """`run` of what `native.ready` has found fit: dense, without masks and budget.
+
+    Args:
+        ready: for these weights and this input, which has a batch axis if there is
+            anything to differentiate.
+        cell: of every layer.
+        weights: of each layer, as given to `native.ready`.
+        x: as given there.
+        truncation: which errors go how far back.
+
+    Raises:
+        ValueError, IndexError: of sizes and ids.
+    """
+    tensors: list[Tensor | None] = []
+    for layer in weights:
+        tensors += layer
+        if not ready.biased:
+            tensors += (None, None)
+    tensors += ready.initial
+    if torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (x, *tensors)
+    ):
+        rows = Rows(ready.sizes[0], ready.sizes[1])
+        cells = (cell,) * len(weights)
+        plan = _Plan(cells, truncation, rows, 0, ready.kernel, None, ())
+        y, *final = _ThroughTime.apply(  # type: ignore[no-untyped-call]
+            plan, ready, x, *tensors
+        )
+        return y, tuple(final)
+    y, end, _ = native.run(ready, keep=False)
+    return y, end
+
+
 def inside_transform() -> bool:
     """Whether torch.func or forward-mode differentiation is looking on."""
     return (
@@ -154,13 +195,16 @@ class _Plan(NamedTuple):
 
 
 class _ThroughTime(torch.autograd.Function):
-    """(plan, layers, x, masks, weights, state) -> (outputs, final state)."""
+    """(plan, layers, x, masks, weights, state) -> (outputs, final state).
+
+    In place of the layers, what `native.ready` has made of them.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
         plan: _Plan,
-        layers: Sequence[Layer],
+        layers: Sequence[Layer] | Ready,
         x: Tensor,
         *tensors: Tensor | None,
     ) -> Any:
@@ -169,7 +213,9 @@ class _ThroughTime(torch.autograd.Function):
         initial = plan.state(tensors[plan.masks :])
         tapes: list[Tape] = []
         kept: State = ()
-        if plan.division is not None:
+        if isinstance(layers, Ready):
+            y, final, tapes = native.run(layers, keep=True)
+        elif plan.division is not None:
             again = recompute.Recomputation(
                 plan.division, plan.kernel, layers, x, plan.packed, plan.rows
             )
@@ -203,26 +249,17 @@ class _ThroughTime(torch.autograd.Function):
         masks = tensors[: plan.masks]
         layers = plan.layers(tensors[plan.masks :])
         initial = plan.state(tensors[plan.masks :])
-        # Zeros come from an error that is given, for vmap over the backward pass: what
-        # is summed in place must be batched there as the errors are.
-        given = next((d for d in (dy, *dfinal) if d is not None), initial[0])
         if dy is None:
-            steps = x.shape[:1] if plan.rows.is_ragged else x.shape[:2]
-            shape = (*steps, initial[0].shape[-1])
-            is_whole = plan.division is None
-            dy = given.new_zeros(shape if is_whole else 1).expand(shape)
+            dy = _zeros_for(x, initial[0], dfinal, plan)
         needs_dx = needs[2] and x.is_floating_point()
         needs_dstate = any(needs[-len(initial) :])
+        errors = (dy, *dfinal)
         is_plain = not (
-            torch.is_grad_enabled()
-            or inside_transform()
-            or any(map(_is_batched, (dy, *dfinal)))
+            torch.is_grad_enabled() or inside_transform() or _are_batched(errors)
         )
         is_native = plan.kernel != choice.TORCH
         applies = (
-            is_native
-            and is_plain
-            and native.applies(layers, x, (dy, *dfinal), plan.rows)
+            is_native and is_plain and native.applies(layers, x, errors, plan.rows)
         )
         if plan.division is not None and is_plain:
             kernel = plan.kernel if applies else choice.TORCH
@@ -251,7 +288,7 @@ class _ThroughTime(torch.autograd.Function):
             anew = is_native or torch.is_grad_enabled() or plan.division is not None
             numbers = masks or _numbers(plan.packed)
             ends = tuple(
-                given.new_zeros(initial[0].shape) if d is None else d for d in dfinal
+                dy.new_zeros(initial[0].shape) if d is None else d for d in dfinal
             )
             dx, gradients = through_time.backward(
                 layers,
@@ -277,9 +314,24 @@ class _ThroughTime(torch.autograd.Function):
         )
 
 
-def _is_batched(t: Tensor | None) -> bool:
+def _zeros_for(
+    x: Tensor, h: Tensor, dfinal: Sequence[Tensor | None], plan: _Plan
+) -> Tensor:
+    """The error of outputs that have none.
+
+    Made from an error that is given, for vmap over the backward pass: what is summed in
+    place must be batched there as the errors are.
+    """
+    given = next((d for d in dfinal if d is not None), h)
+    shape = (*x.shape[: 1 if plan.rows.is_ragged else 2], h.shape[-1])
+    is_whole = plan.division is None
+    return given.new_zeros(shape if is_whole else 1).expand(shape)
+
+
+def _are_batched(errors: Sequence[Tensor | None]) -> bool:
     """Whether `torch.autograd.grad(is_grads_batched=True)` hands in many at once."""
-    return t is not None and torch._C._functorch.is_legacy_batchedtensor(t)
+    is_batched = torch._C._functorch.is_legacy_batchedtensor
+    return any(d is not None and is_batched(d) for d in errors)
 
 
 def _defined(

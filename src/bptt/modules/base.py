@@ -96,8 +96,8 @@ class ThroughTime(_Base):
             is_ids = isinstance(input, Tensor) and not input.is_floating_point()
             if self._policy().is_full and plain and not is_ids:
                 return super().forward(input, hx)
-        elif plain and not torch.is_grad_enabled() and isinstance(input, Tensor):
-            done = self._infer(input, hx)
+        elif plain and isinstance(input, Tensor):
+            done = self._run_ready(input, hx)
             if done is not None:
                 return done
         x = input.data if isinstance(input, PackedSequence) else input
@@ -150,23 +150,26 @@ class ThroughTime(_Base):
         return text
 
     @autograd.eager
-    def _infer(self, input: Tensor, hx: Any) -> Any:
+    def _run_ready(self, input: Tensor, hx: Any) -> Any:
         """The shortest way to the outputs, or None where the long one must be gone.
 
-        Generating a token is one step of a small network, so what surrounds the step
-        counts. Checks nothing that `_run` would refuse: it leaves that to `_run`.
+        In a step of a small network what surrounds the core counts: generating a token
+        may take 10 us.
+        Checks nothing that `_run` would refuse: it leaves that to `_run`.
         """
-        parameters = self._parameters
+        is_batch = input.dim() == (3 if input.is_floating_point() else 2)
         if (
             self.bidirectional
-            or (
-                self.batch_first
-                and input.dim() == (3 if input.is_floating_point() else 2)
-            )
+            or (self.batch_first and is_batch)
             or (self.training and self.dropout)
             or torch.is_autocast_enabled("cpu")
+            or (
+                torch.is_grad_enabled()
+                and not (is_batch and self.memory_budget is None)
+            )
         ):
             return None
+        parameters = self._parameters
         weights = []
         for names in self._all_weights:
             layer: list[Tensor] = [
@@ -183,10 +186,14 @@ class ThroughTime(_Base):
                 return None
             if not all(isinstance(part, Tensor) for part in hx):
                 return None
-        done = native.infer(self._cell(), weights, input, hx)
-        if done is None:
+        cell = self._cell()
+        ready = native.ready(cell, weights, input, hx)
+        if ready is None:
             return None
-        y, state = done
+        try:
+            y, state = autograd.run_ready(ready, cell, weights, input, self._policy())
+        except (ValueError, IndexError):  # of sizes and ids
+            return None
         return y, (state[0] if len(state) == 1 else state)
 
     @autograd.eager
