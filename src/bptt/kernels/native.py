@@ -32,6 +32,7 @@ _EXACT = (Tensor, torch.nn.Parameter)
 _LARGE = 1 << 18  # elements; below, an allocation costs less than the call
 _ROWS = 128  # of a lag; below, one product of all rows costs less than one a lag
 _Array = tuple[int, int]
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 
 def applies(
@@ -68,7 +69,7 @@ def applies(
             and t.layout == torch.strided
             and not t.is_neg()
             and not t._is_zerotensor()
-            and not torch._C._functorch.is_functorch_wrapped_tensor(t)
+            and not _is_wrapped(t)
         ):
             return False
     return True
