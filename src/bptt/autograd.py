@@ -9,46 +9,25 @@ double backward holds under every truncation. Within a memory budget that not al
 forward-mode differentiation the forward pass is left to them to differentiate.
 """
 
-import sys
-from collections.abc import Callable, Sequence
-from functools import wraps
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from bptt import recompute, through_time
+from bptt import costs, recompute, through_time
 from bptt.cells import Cell, Tape
 from bptt.cells.base import State
 from bptt.kernels import choice, native
 from bptt.kernels.native import Ready
+from bptt.masks import PackedMask, numbers
 from bptt.memory import Budget, Plan
-from bptt.recompute import PackedMask, by_layer, stacked
+from bptt.outside import eager as eager
+from bptt.outside import inside_transform as inside_transform
+from bptt.recompute import by_layer, stacked
 from bptt.rows import Rows
 from bptt.through_time import Layer
 from bptt.truncation import Truncation
-
-_Arguments = ParamSpec("_Arguments")
-_Result = TypeVar("_Result")
-
-
-def eager(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """`function`, kept from torch.compile, which would unroll the loop for minutes.
-
-    Loading Dynamo takes seconds, so that waits until something else has loaded it.
-    """
-    disabled: Callable[_Arguments, _Result] | None = None
-
-    @wraps(function)
-    def run_eagerly(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
-        nonlocal disabled
-        if disabled is None:
-            if "torch._dynamo" not in sys.modules:
-                return function(*args, **kwargs)
-            disabled = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
-        return disabled(*args, **kwargs)
-
-    return run_eagerly
 
 
 def run(
@@ -90,7 +69,7 @@ def run(
                 "forward-mode differentiation, which differentiate the whole "
                 "sequence; set the module's truncation to None there"
             )
-        return _defined(layers, x, initial, _numbers(masks), rows)
+        return _defined(layers, x, initial, numbers(masks), rows)
     packed = tuple(mask for mask in masks if isinstance(mask, PackedMask))
     plain = [mask for mask in masks if isinstance(mask, Tensor)]
     kernel = (
@@ -104,11 +83,11 @@ def run(
         cells = tuple(layer.cell for layer in layers)
         division = None
         if budget is not None:
-            division = recompute.plan_for(
+            division = costs.plan_for(
                 kernel, layers, x, packed, truncation, rows, budget
             )
         if division is None:
-            masks, packed = _numbers(masks), ()
+            masks, packed = numbers(masks), ()
         else:
             masks = plain
         plan = _Plan(cells, truncation, rows, len(masks), kernel, division, packed)
@@ -116,7 +95,7 @@ def run(
             plan, layers, x, *masks, *tensors
         )
         return y, tuple(final)
-    plain = _numbers(masks)
+    plain = numbers(masks)
     if kernel != choice.TORCH:
         y, end, _ = native.forward(kernel, layers, x, initial, plain, rows, keep=False)
         return y, end
@@ -161,14 +140,6 @@ def run_ready(
         return y, tuple(final)
     y, end, _ = native.run(ready, keep=False)
     return y, end
-
-
-def inside_transform() -> bool:
-    """Whether torch.func or forward-mode differentiation is looking on."""
-    return (
-        torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
-    )
 
 
 class _Plan(NamedTuple):
@@ -286,15 +257,15 @@ class _ThroughTime(torch.autograd.Function):
         else:
             # The core's tapes are of no use to the definition.
             anew = is_native or torch.is_grad_enabled() or plan.division is not None
-            numbers = masks or _numbers(plan.packed)
+            all_masks = masks or numbers(plan.packed)
             ends = tuple(
                 dy.new_zeros(initial[0].shape) if d is None else d for d in dfinal
             )
             dx, gradients = through_time.backward(
                 layers,
                 x,
-                numbers,
-                through_time.forward(layers, x, by_layer(initial), numbers, plan.rows)
+                all_masks,
+                through_time.forward(layers, x, by_layer(initial), all_masks, plan.rows)
                 if anew
                 else _tapes(kept, ctx.tape_sizes, plan.rows.cut()),
                 dy,
@@ -349,11 +320,6 @@ def _defined(
     tapes = through_time.forward(layers, x, by_layer(initial), masks, rows)
     y, final = through_time.outputs(tapes, rows)
     return y, stacked(final)
-
-
-def _numbers(masks: Sequence[Tensor | PackedMask]) -> list[Tensor]:
-    """Masks as `through_time` takes them."""
-    return [m.numbers() if isinstance(m, PackedMask) else m for m in masks]
 
 
 def _weights(layers: Sequence[Layer]) -> list[Tensor | None]:

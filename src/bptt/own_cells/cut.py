@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bptt.autograd import eager
 from bptt.cells.nest import Leaves
+from bptt.outside import eager
 from bptt.own_cells import stepwise
 from bptt.own_cells.caller import (
     Autocast,

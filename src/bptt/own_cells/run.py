@@ -8,9 +8,9 @@
 import torch
 from torch import Tensor
 
-from bptt.autograd import eager, inside_transform
 from bptt.cells.contract import DifferentiableCell
 from bptt.cells.nest import Leaves, Nest
+from bptt.outside import eager, inside_transform
 from bptt.own_cells import cut, derived, plain
 from bptt.own_cells.caller import Autocast, Caller
 from bptt.own_cells.scan import Pace

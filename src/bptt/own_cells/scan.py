@@ -12,8 +12,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from bptt.autograd import inside_transform
 from bptt.cells.nest import Leaves
+from bptt.outside import inside_transform
 from bptt.rows import Rows
 
 Step = Callable[[Tensor, Leaves], tuple[Tensor, Leaves]]
