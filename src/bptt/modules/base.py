@@ -89,13 +89,9 @@ class ThroughTime(_Base):
             input = traceable(self, self.truncation, input, plain=plain)
             return super().forward(input, hx)
         if self.proj_size:
-            if self.memory_budget is not None:
-                raise NotImplementedError(
-                    f"{type(self).__name__}: proj_size keeps all; memory_budget is "
-                    f"{self.memory_budget!r}, leave it None"
-                )
             is_ids = isinstance(input, Tensor) and not input.is_floating_point()
-            if self._policy().is_full and plain and not is_ids:
+            keeps_all = self.memory_budget is None or not torch.is_grad_enabled()
+            if self._policy().is_full and keeps_all and plain and not is_ids:
                 return super().forward(input, hx)
         elif plain and isinstance(input, Tensor):
             done = self._run_ready(input, hx)
@@ -260,8 +256,7 @@ class ThroughTime(_Base):
                 ProjectedLayer(*self._weights(end), getattr(self, f"weight_hr_{end}"))
                 for end in names
             ]
-            plain = [mask for mask in masks if isinstance(mask, Tensor)]
-            return projected.run(stack, x, initial, plain, policy, rows)
+            return projected.run(stack, x, initial, masks, policy, rows, budget)
         cell = self._cell()
         layers = [Layer(cell, *self._weights(end)) for end in names]
         return autograd.run(layers, x, initial, masks, policy, rows, budget)
