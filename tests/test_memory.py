@@ -189,23 +189,22 @@ def test_the_least_that_is_named_is_enough_in_the_unit_that_was_written(unit, st
     step=st.integers(1, 9),
     state=st.integers(1, 9),
     size=st.integers(1, 900),
-    unit=st.integers(1, 5),
 )
-def test_segments_are_the_longest_of_one_level(time, step, state, size, unit):
+def test_segments_are_the_longest_of_one_level(time, step, state, size):
     costs = Costs(step, state)
 
     def keeps(steps):
         return (-(-time // steps) - 1) * state + min(time, steps) * step
 
-    lengths = range(unit, time + unit, unit)
+    lengths = range(1, time + 1)
     fits = [n for n in lengths if keeps(n) <= size]
     budget = Budget.parse(size)
     if time * step <= size:
-        assert segment_steps(time, costs, budget, multiple_of=unit) == time
+        assert segment_steps(time, costs, budget) == time
     elif fits:
-        found = segment_steps(time, costs, budget, multiple_of=unit)
-        assert found == min(time, max(fits))
+        found = segment_steps(time, costs, budget)
+        assert found == max(fits)
     else:
         least = min(map(keeps, lengths))
         with pytest.raises(ValueError, match=f"at least {least} bytes"):
-            segment_steps(time, costs, budget, multiple_of=unit)
+            segment_steps(time, costs, budget)

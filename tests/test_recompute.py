@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.profiler import ProfilerActivity, profile
 
 import bptt
-from bptt.recompute import PackedMask
+from bptt.masks import PackedMask
 from bptt.truncation import Truncation
 from literal import (
     KINDS,
@@ -183,24 +183,6 @@ def test_second_derivatives_and_second_passes(kind, truncation):
         assert_same(gradients(loss, leaves), expected[0])
 
 
-@pytest.mark.parametrize("width", [1, 7, 8, 9, 24])
-@pytest.mark.parametrize("keep", [0.0, 0.3, 0.9])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_packed_masks_are_those_that_are_drawn(width, keep, dtype):
-    like = torch.empty(0, dtype=dtype)
-    torch.manual_seed(0)
-    packed = PackedMask.drawn((50, 3, width), keep, like)
-    state = torch.get_rng_state()
-    torch.manual_seed(0)
-    plain = like.new_empty(50, 3, width)
-    plain = plain.bernoulli_(keep).div_(keep) if keep else plain.zero_()
-    assert torch.equal(packed.numbers(), plain)
-    assert torch.equal(packed.numbers(slice(5, 9)), plain[5:9])
-    if keep:
-        assert torch.equal(torch.get_rng_state(), state)
-    assert packed.bits.numel() == 50 * 3 * -(-width // 8)
-
-
 def most_bytes(module, x, dy):
     """The most that torch allocates in a step, beyond outputs and gradients."""
     module(x)[0].backward(dy)
@@ -290,9 +272,6 @@ def test_a_wrong_budget_is_refused_where_it_is_given():
     with pytest.raises(ValueError, match="at least 1 byte; got 0"):
         module(torch.randn(5, 2, 3))
     assert "memory_budget='1MB'" in repr(bptt.GRU(3, 4, memory_budget="1MB"))
-    module = bptt.LSTM(3, 4, proj_size=2, memory_budget="1MB")
-    with pytest.raises(NotImplementedError, match="memory_budget is '1MB', leave"):
-        module(torch.randn(5, 2, 3))
 
 
 def test_without_gradients_a_budget_bounds_nothing():

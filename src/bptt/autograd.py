@@ -9,45 +9,25 @@ double backward holds under every truncation. Within a memory budget that not al
 forward-mode differentiation the forward pass is left to them to differentiate.
 """
 
-import sys
-from collections.abc import Callable, Sequence
-from functools import wraps
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from bptt import recompute, through_time
+from bptt import costs, recompute, through_time
 from bptt.cells import Cell, Tape
 from bptt.cells.base import State
 from bptt.kernels import choice, native
+from bptt.kernels.native import Ready
+from bptt.masks import PackedMask, numbers
 from bptt.memory import Budget, Plan
-from bptt.recompute import PackedMask, by_layer, stacked
+from bptt.outside import eager as eager
+from bptt.outside import inside_transform as inside_transform
+from bptt.recompute import by_layer, stacked
 from bptt.rows import Rows
 from bptt.through_time import Layer
 from bptt.truncation import Truncation
-
-_Arguments = ParamSpec("_Arguments")
-_Result = TypeVar("_Result")
-
-
-def eager(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """`function`, kept from torch.compile, which would unroll the loop for minutes.
-
-    Loading Dynamo takes seconds, so that waits until something else has loaded it.
-    """
-    disabled: Callable[_Arguments, _Result] | None = None
-
-    @wraps(function)
-    def run_eagerly(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
-        nonlocal disabled
-        if disabled is None:
-            if "torch._dynamo" not in sys.modules:
-                return function(*args, **kwargs)
-            disabled = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
-        return disabled(*args, **kwargs)
-
-    return run_eagerly
 
 
 def run(
@@ -89,7 +69,7 @@ def run(
                 "forward-mode differentiation, which differentiate the whole "
                 "sequence; set the module's truncation to None there"
             )
-        return _defined(layers, x, initial, _numbers(masks), rows)
+        return _defined(layers, x, initial, numbers(masks), rows)
     packed = tuple(mask for mask in masks if isinstance(mask, PackedMask))
     plain = [mask for mask in masks if isinstance(mask, Tensor)]
     kernel = (
@@ -103,11 +83,11 @@ def run(
         cells = tuple(layer.cell for layer in layers)
         division = None
         if budget is not None:
-            division = recompute.plan_for(
+            division = costs.plan_for(
                 kernel, layers, x, packed, truncation, rows, budget
             )
         if division is None:
-            masks, packed = _numbers(masks), ()
+            masks, packed = numbers(masks), ()
         else:
             masks = plain
         plan = _Plan(cells, truncation, rows, len(masks), kernel, division, packed)
@@ -115,19 +95,51 @@ def run(
             plan, layers, x, *masks, *tensors
         )
         return y, tuple(final)
-    plain = _numbers(masks)
+    plain = numbers(masks)
     if kernel != choice.TORCH:
         y, end, _ = native.forward(kernel, layers, x, initial, plain, rows, keep=False)
         return y, end
     return _defined(layers, x, initial, plain, rows)
 
 
-def inside_transform() -> bool:
-    """Whether torch.func or forward-mode differentiation is looking on."""
-    return (
-        torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
-    )
+def run_ready(
+    ready: Ready,
+    cell: Cell,
+    weights: Sequence[Sequence[Tensor]],
+    x: Tensor,
+    truncation: Truncation,
+) -> tuple[Tensor, State]:
+    """`run` of what `native.ready` has found fit: dense, without masks and budget.
+
+    Args:
+        ready: for these weights and this input, which has a batch axis if there is
+            anything to differentiate.
+        cell: of every layer.
+        weights: of each layer, as given to `native.ready`.
+        x: as given there.
+        truncation: which errors go how far back.
+
+    Raises:
+        ValueError, IndexError: of sizes and ids.
+    """
+    tensors: list[Tensor | None] = []
+    for layer in weights:
+        tensors += layer
+        if not ready.biased:
+            tensors += (None, None)
+    tensors += ready.initial
+    if torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (x, *tensors)
+    ):
+        rows = Rows(ready.sizes[0], ready.sizes[1])
+        cells = (cell,) * len(weights)
+        plan = _Plan(cells, truncation, rows, 0, ready.kernel, None, ())
+        y, *final = _apply(  # type: ignore[no-untyped-call]
+            plan, ready, x, *tensors
+        )
+        return y, tuple(final)
+    y, end, _ = native.run(ready, keep=False)
+    return y, end
 
 
 class _Plan(NamedTuple):
@@ -154,13 +166,16 @@ class _Plan(NamedTuple):
 
 
 class _ThroughTime(torch.autograd.Function):
-    """(plan, layers, x, masks, weights, state) -> (outputs, final state)."""
+    """(plan, layers, x, masks, weights, state) -> (outputs, final state).
+
+    In place of the layers, what `native.ready` has made of them.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
         plan: _Plan,
-        layers: Sequence[Layer],
+        layers: Sequence[Layer] | Ready,
         x: Tensor,
         *tensors: Tensor | None,
     ) -> Any:
@@ -169,7 +184,9 @@ class _ThroughTime(torch.autograd.Function):
         initial = plan.state(tensors[plan.masks :])
         tapes: list[Tape] = []
         kept: State = ()
-        if plan.division is not None:
+        if isinstance(layers, Ready):
+            y, final, tapes = native.run(layers, keep=True)
+        elif plan.division is not None:
             again = recompute.Recomputation(
                 plan.division, plan.kernel, layers, x, plan.packed, plan.rows
             )
@@ -203,26 +220,17 @@ class _ThroughTime(torch.autograd.Function):
         masks = tensors[: plan.masks]
         layers = plan.layers(tensors[plan.masks :])
         initial = plan.state(tensors[plan.masks :])
-        # Zeros come from an error that is given, for vmap over the backward pass: what
-        # is summed in place must be batched there as the errors are.
-        given = next((d for d in (dy, *dfinal) if d is not None), initial[0])
         if dy is None:
-            steps = x.shape[:1] if plan.rows.is_ragged else x.shape[:2]
-            shape = (*steps, initial[0].shape[-1])
-            is_whole = plan.division is None
-            dy = given.new_zeros(shape if is_whole else 1).expand(shape)
+            dy = _zeros_for(x, initial[0], dfinal, plan)
         needs_dx = needs[2] and x.is_floating_point()
         needs_dstate = any(needs[-len(initial) :])
+        errors = (dy, *dfinal)
         is_plain = not (
-            torch.is_grad_enabled()
-            or inside_transform()
-            or any(map(_is_batched, (dy, *dfinal)))
+            torch.is_grad_enabled() or inside_transform() or _are_batched(errors)
         )
         is_native = plan.kernel != choice.TORCH
         applies = (
-            is_native
-            and is_plain
-            and native.applies(layers, x, (dy, *dfinal), plan.rows)
+            is_native and is_plain and native.applies(layers, x, errors, plan.rows)
         )
         if plan.division is not None and is_plain:
             kernel = plan.kernel if applies else choice.TORCH
@@ -249,15 +257,15 @@ class _ThroughTime(torch.autograd.Function):
         else:
             # The core's tapes are of no use to the definition.
             anew = is_native or torch.is_grad_enabled() or plan.division is not None
-            numbers = masks or _numbers(plan.packed)
+            all_masks = masks or numbers(plan.packed)
             ends = tuple(
-                given.new_zeros(initial[0].shape) if d is None else d for d in dfinal
+                dy.new_zeros(initial[0].shape) if d is None else d for d in dfinal
             )
             dx, gradients = through_time.backward(
                 layers,
                 x,
-                numbers,
-                through_time.forward(layers, x, by_layer(initial), numbers, plan.rows)
+                all_masks,
+                through_time.forward(layers, x, by_layer(initial), all_masks, plan.rows)
                 if anew
                 else _tapes(kept, ctx.tape_sizes, plan.rows.cut()),
                 dy,
@@ -277,9 +285,28 @@ class _ThroughTime(torch.autograd.Function):
         )
 
 
-def _is_batched(t: Tensor | None) -> bool:
+# Without a search for what a transform has left, which `native.ready` refuses: 5 us.
+_apply = super(torch.autograd.Function, _ThroughTime).apply
+
+
+def _zeros_for(
+    x: Tensor, h: Tensor, dfinal: Sequence[Tensor | None], plan: _Plan
+) -> Tensor:
+    """The error of outputs that have none.
+
+    Made from an error that is given, for vmap over the backward pass: what is summed in
+    place must be batched there as the errors are.
+    """
+    given = next((d for d in dfinal if d is not None), h)
+    shape = (*x.shape[: 1 if plan.rows.is_ragged else 2], h.shape[-1])
+    is_whole = plan.division is None
+    return given.new_zeros(shape if is_whole else 1).expand(shape)
+
+
+def _are_batched(errors: Sequence[Tensor | None]) -> bool:
     """Whether `torch.autograd.grad(is_grads_batched=True)` hands in many at once."""
-    return t is not None and torch._C._functorch.is_legacy_batchedtensor(t)
+    is_batched = torch._C._functorch.is_legacy_batchedtensor
+    return any(d is not None and is_batched(d) for d in errors)
 
 
 def _defined(
@@ -293,11 +320,6 @@ def _defined(
     tapes = through_time.forward(layers, x, by_layer(initial), masks, rows)
     y, final = through_time.outputs(tapes, rows)
     return y, stacked(final)
-
-
-def _numbers(masks: Sequence[Tensor | PackedMask]) -> list[Tensor]:
-    """Masks as `through_time` takes them."""
-    return [m.numbers() if isinstance(m, PackedMask) else m for m in masks]
 
 
 def _weights(layers: Sequence[Layer]) -> list[Tensor | None]:

@@ -199,23 +199,16 @@ def plan(time: int, truncation: Truncation, costs: Costs, budget: Budget) -> Pla
             for division in divisions
         ),
     )
-    raise ValueError(
-        f"memory_budget={budget.given!r} cannot be met: the backward pass over {time} "
-        f"steps keeps at least {budget.in_its_unit(fixed + least)}; give as much, or a "
-        "smaller batch or a shorter sequence"
-    )
+    raise _too_small(time, budget, fixed + least)
 
 
-def segment_steps(
-    time: int, costs: Costs, budget: Budget, *, multiple_of: int = 1
-) -> int:
+def segment_steps(time: int, costs: Costs, budget: Budget) -> int:
     """The longest segments, one level of them, whose states and one tape fit.
 
     Args:
         time: steps of the sequence, at least 1.
         costs: of a step that is run again and of a state that is kept.
         budget: what may be kept.
-        multiple_of: steps that no segment divides, as a truncation's chunks.
 
     Returns:
         Steps a segment; `time` if nothing needs to be run again.
@@ -227,17 +220,21 @@ def segment_steps(
     room = budget.size_bytes - fixed
     if budget.runs * time * costs.step_bytes <= room:
         return time
-    division = _in_units(time, multiple_of, overlap=0)
+    division = _in_units(time, 1, overlap=0)
     units = _longest(division, 1, costs, budget.runs, room)
     if units:
-        return min(time, units * multiple_of)
+        return units
     least = min(
         _bytes(division, units, 1, costs, budget.runs)
         for units in range(1, division.most + 1)
     )
-    raise ValueError(
+    raise _too_small(time, budget, fixed + least)
+
+
+def _too_small(time: int, budget: Budget, least_bytes: int) -> ValueError:
+    return ValueError(
         f"memory_budget={budget.given!r} cannot be met: the backward pass over {time} "
-        f"steps keeps at least {budget.in_its_unit(fixed + least)}; give as much, or a "
+        f"steps keeps at least {budget.in_its_unit(least_bytes)}; give as much, or a "
         "smaller batch or a shorter sequence"
     )
 

@@ -11,7 +11,8 @@ of the kernel's own. A `Tape` here has h as its state and that tape as what is k
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ _EXACT = (Tensor, torch.nn.Parameter)
 _LARGE = 1 << 18  # elements; below, an allocation costs less than the call
 _ROWS = 128  # of a lag; below, one product of all rows costs less than one a lag
 _Array = tuple[int, int]
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 
 def applies(
@@ -67,6 +69,7 @@ def applies(
             and t.layout == torch.strided
             and not t.is_neg()
             and not t._is_zerotensor()
+            and not _is_wrapped(t)
         ):
             return False
     return True
@@ -134,11 +137,9 @@ def forward(
     final = tuple(weight.new_empty(part.size()) for part in initial)
     tapes: list[Tape] = []
     if keep:
-        count = math.prod(steps)
-        size = _native.tape_floats(kernel, cell, count, hidden)
-        for _ in layers:
-            h = _empty(weight, rows.batch + count, hidden)
-            tapes.append(Tape((h,), (_empty(weight, size),) if size else ()))
+        tapes = _new_tapes(
+            kernel, cell, len(layers), math.prod(steps), rows.batch, weight
+        )
     is_float = x.is_floating_point()
     is_lstm = len(initial) > 1
     _native.forward(
@@ -156,10 +157,7 @@ def forward(
         _address(y),
         _address(final[0]),
         _address(final[1]) if is_lstm else None,
-        [
-            (_address(tape.states[0]), _address(tape.kept[0]) if tape.kept else None)
-            for tape in tapes
-        ],
+        [_tape_addresses(tape) for tape in tapes],
     )
     return y, final, tapes
 
@@ -169,13 +167,30 @@ def tape_width(kernel: str, cell: Cell, hidden: int) -> int:
     return int(_native.tape_floats(kernel, _CELLS[type(cell)], 1, hidden))
 
 
-def infer(
+class Ready(NamedTuple):
+    """A dense batch that has been found fit for the core, as the core takes it.
+
+    The arrays are addresses, so the tensors must live until `run` has come back.
+    """
+
+    kernel: str
+    kind: int
+    sizes: tuple[int, int, int, int]  # time, batch, inputs, hidden
+    y_shape: tuple[int, ...]
+    initial: State
+    W: Tensor
+    arrays: list[_Array]  # of x, the initial state and each layer's weights
+    biased: bool
+    is_float: bool
+
+
+def ready(
     cell: Cell,
     weights: Sequence[Sequence[Tensor]],
     x: Tensor,
     initial: Sequence[Tensor] | None,
-) -> tuple[Tensor, State] | None:
-    """`forward` without tapes, at the least cost a call: one step may take 10 us.
+) -> Ready | None:
+    """What `run` needs, at the least cost a call: a step may take 10 us.
 
     Args:
         cell: of every layer.
@@ -186,17 +201,17 @@ def infer(
             for zeros.
 
     Returns:
-        Outputs and final state, with a batch axis if `x` has it; or None where the
-        core does not apply or something is wrong with an argument.
+        None where the core does not apply or something is wrong with an argument.
     """
     kind = _CELLS.get(type(cell))
     is_float = x.dtype is torch.float32
     axes = x.dim() - is_float
     U, W = weights[0][:2]
     parts = 2 if kind == 3 else 1
+    kernel = choice.active()
     if (
         kind is None
-        or choice.active() == choice.TORCH
+        or kernel == choice.TORCH
         or not 1 <= axes <= 2
         or not (is_float or x.dtype is torch.int64)
         or torch._C._len_torch_dispatch_stack()
@@ -212,52 +227,102 @@ def infer(
     if time * batch == 0 or (is_float and shape[-1] != inputs):
         return None
     if initial is None:
-        zeros = torch.zeros(state_shape, dtype=torch.float32, device="cpu")
-        initial = (zeros,) * parts
+        initial = (_zeros(state_shape),) * parts
     for part in initial:
         if part.shape != state_shape:
             return None
+    tensors = [x, *initial]
+    for layer in weights:
+        tensors += layer
     arrays: list[_Array] = []
-    for t in (x, *initial, *(weight for layer in weights for weight in layer)):
-        if not (
-            type(t) in _EXACT
-            and (t.dtype is torch.float32 or t is x)
-            and t.is_cpu
-            and t.is_contiguous()
-            and not t.is_neg()
-        ):
-            return None
-        arrays.append((t.data_ptr(), t.numel()))
-    first = 1 + parts
-    each = len(weights[0])
-    no_bias = (None, None) if each == 2 else ()
-    y = _empty(W, *shape[:axes], hidden)
-    final = tuple(W.new_empty(state_shape) for _ in initial)
-    ends = [_address(t) for t in final]
     try:
-        _native.forward(
-            choice.active(),
-            torch.get_num_threads(),
-            kind,
-            (time, batch, inputs, hidden),
-            (None, None),
-            arrays[0] if is_float else None,
-            None if is_float else arrays[0],
-            [
-                (*arrays[at : at + each], *no_bias)
-                for at in range(first, len(arrays), each)
-            ],
-            [],
-            arrays[1],
-            arrays[2] if parts == 2 else None,
-            _address(y),
-            ends[0],
-            ends[1] if parts == 2 else None,
-            [],
-        )
-    except (ValueError, IndexError):  # of sizes and ids
+        for t in tensors:
+            if not (
+                type(t) in _EXACT
+                and (t.dtype is torch.float32 or t is x)
+                and t.is_cpu
+                and t.is_contiguous()
+                and not t.is_neg()
+            ):
+                return None
+            arrays.append((t.data_ptr(), t.numel()))
+    except RuntimeError:  # no address, as where a transform has left its wrapper
         return None
-    return y, final
+    return Ready(
+        kernel,
+        kind,
+        (time, batch, inputs, hidden),
+        (*shape[:axes], hidden),
+        tuple(initial),
+        W,
+        arrays,
+        len(weights[0]) > 2,
+        is_float,
+    )
+
+
+def run(ready: Ready, *, keep: bool) -> tuple[Tensor, State, list[Tape]]:
+    """`forward` of what is ready, with a batch axis if x has it.
+
+    Raises:
+        ValueError, IndexError: of sizes and ids.
+    """
+    kernel, kind, sizes, y_shape, initial, W, arrays, biased, is_float = ready
+    parts = len(initial)
+    first, each = 1 + parts, 4 if biased else 2
+    no_bias = () if biased else (None, None)
+    y = _empty(W, *y_shape)
+    final = tuple([torch.empty_like(part) for part in initial])
+    tapes: list[Tape] = []
+    if keep:
+        time, batch, _, _ = sizes
+        layers = (len(arrays) - first) // each
+        tapes = _new_tapes(kernel, kind, layers, time * batch, batch, W)
+    ends = [_address(t) for t in final]
+    _native.forward(
+        kernel,
+        torch.get_num_threads(),
+        kind,
+        sizes,
+        (None, None),
+        arrays[0] if is_float else None,
+        None if is_float else arrays[0],
+        [(*arrays[at : at + each], *no_bias) for at in range(first, len(arrays), each)],
+        [],
+        arrays[1],
+        arrays[2] if parts == 2 else None,
+        _address(y),
+        ends[0],
+        ends[1] if parts == 2 else None,
+        [_tape_addresses(tape) for tape in tapes],
+    )
+    return y, final, tapes
+
+
+@lru_cache(maxsize=8)
+def _zeros(shape: tuple[int, ...]) -> Tensor:
+    """An initial state, which nobody writes to."""
+    with torch.inference_mode(mode=False):  # else it could not be kept for a backward
+        return torch.zeros(shape, dtype=torch.float32, device="cpu")
+
+
+def _new_tapes(
+    kernel: str, kind: int, layers: int, steps: int, batch: int, W: Tensor
+) -> list[Tape]:
+    """Memory for what the layers keep of so many steps, those of all rows."""
+    hidden = W.shape[1]
+    size = _native.tape_floats(kernel, kind, steps, hidden)
+    return [
+        Tape(
+            (_empty(W, batch + steps, hidden),),
+            (_empty(W, size),) if size else (),
+        )
+        for _ in range(layers)
+    ]
+
+
+def _tape_addresses(tape: Tape) -> tuple[_Array, _Array | None]:
+    return _address(tape.states[0]), _address(tape.kept[0]) if tape.kept else None
 
 
 def backward(
@@ -298,9 +363,10 @@ def backward(
     sizes = (rows.time, rows.batch, hidden)
     threads = torch.get_num_threads()
     cell = _CELLS[type(layers[0].cell)]
-    dstate = tuple(
-        dy.new_zeros(len(layers), rows.batch, hidden) for _ in dfinal if needs_dstate
-    )
+    dstate: State = ()
+    if needs_dstate:
+        shape = (len(layers), rows.batch, hidden)
+        dstate = tuple(dy.new_zeros(shape) for _ in dfinal)
     results = [
         _new_gradients(layer, tuple(d[index] for d in dstate))
         for index, layer in enumerate(layers)
@@ -467,7 +533,7 @@ def _new_gradients(layer: Layer, dstate: State) -> LayerGradients:
 
 def _empty_like(t: Tensor) -> Tensor:
     """As `_empty`, of the shape of `t`, contiguous."""
-    if t.numel() < _LARGE and t.is_contiguous():
+    if t.numel() < _LARGE and t.is_contiguous():  # at two thirds of the cost
         return torch.empty_like(t)
     return _empty(t, *t.size())
 
@@ -477,8 +543,8 @@ def _empty(like: Tensor, *shape: int) -> Tensor:
     used again.
     """
     elements = math.prod(shape)
-    if elements < _LARGE:  # at half of what `torch.empty` with a dtype costs
-        return like.new_empty(shape)
+    if elements < _LARGE:
+        return like.new_empty(*shape)  # a tuple would cost as much again
     return _native.empty(elements).view(shape)
 
 

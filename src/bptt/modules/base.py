@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
@@ -12,11 +11,13 @@ from bptt import autograd
 from bptt.cells import Cell
 from bptt.cells.base import State
 from bptt.kernels import native
+from bptt.masks import PackedMask
 from bptt.memory import Budget
-from bptt.modules import checks, projected
+from bptt.modules import checks, dropout, projected
 from bptt.modules.arrangement import Arrangement, arrange, arrange_packed
+from bptt.modules.budget import between_loops
 from bptt.modules.projected import ProjectedLayer
-from bptt.recompute import PackedMask
+from bptt.modules.tracing import traceable
 from bptt.rows import Rows
 from bptt.through_time import Layer
 from bptt.truncation import Truncation
@@ -75,7 +76,6 @@ class ThroughTime(_Base):
 
         Raises:
             ValueError, TypeError, RuntimeError: an argument of a wrong shape or dtype.
-            NotImplementedError: a `memory_budget` with `proj_size`.
         """
         self._check_policies()
         if not isinstance(input, Tensor | PackedSequence):
@@ -86,18 +86,15 @@ class ThroughTime(_Base):
             )
         plain = lengths is None and resets is None
         if torch._C._is_tracing():  # which cannot see what the core computes
-            return super().forward(self._traceable(input, plain=plain), hx)
+            input = traceable(self, self.truncation, input, plain=plain)
+            return super().forward(input, hx)
         if self.proj_size:
-            if self.memory_budget is not None:
-                raise NotImplementedError(
-                    f"{type(self).__name__}: proj_size keeps all; memory_budget is "
-                    f"{self.memory_budget!r}, leave it None"
-                )
             is_ids = isinstance(input, Tensor) and not input.is_floating_point()
-            if self._policy().is_full and plain and not is_ids:
+            keeps_all = self.memory_budget is None or not torch.is_grad_enabled()
+            if self._policy().is_full and keeps_all and plain and not is_ids:
                 return super().forward(input, hx)
-        elif plain and not torch.is_grad_enabled() and isinstance(input, Tensor):
-            done = self._infer(input, hx)
+        elif plain and isinstance(input, Tensor):
+            done = self._run_ready(input, hx)
             if done is not None:
                 return done
         x = input.data if isinstance(input, PackedSequence) else input
@@ -121,25 +118,6 @@ class ThroughTime(_Base):
             f"script the model built with torch.nn.{name} and load this state_dict"
         )
 
-    def _traceable(
-        self, input: Tensor | PackedSequence, *, plain: bool
-    ) -> Tensor | PackedSequence:
-        """What torch.nn's forward takes, for torch.jit.trace to record."""
-        if not self._policy().is_full:
-            raise NotImplementedError(
-                f"{type(self).__name__}: torch.jit.trace records torch.nn's forward, "
-                f"which knows full BPTT only, and truncation is {self.truncation}; "
-                "set it to None, which changes no output"
-            )
-        if not plain:
-            raise NotImplementedError(
-                f"{type(self).__name__}: torch.jit.trace records torch.nn's forward, "
-                "which knows no lengths and no resets; trace without them"
-            )
-        if isinstance(input, Tensor) and not input.is_floating_point():
-            return F.one_hot(input, self.input_size).to(self._weight.dtype)
-        return input
-
     def extra_repr(self) -> str:
         """torch.nn's, with the truncation and the budget."""
         text = super().extra_repr()
@@ -150,23 +128,26 @@ class ThroughTime(_Base):
         return text
 
     @autograd.eager
-    def _infer(self, input: Tensor, hx: Any) -> Any:
+    def _run_ready(self, input: Tensor, hx: Any) -> Any:
         """The shortest way to the outputs, or None where the long one must be gone.
 
-        Generating a token is one step of a small network, so what surrounds the step
-        counts. Checks nothing that `_run` would refuse: it leaves that to `_run`.
+        In a step of a small network what surrounds the core counts: generating a token
+        may take 10 us.
+        Checks nothing that `_run` would refuse: it leaves that to `_run`.
         """
-        parameters = self._parameters
+        is_batch = input.dim() == (3 if input.is_floating_point() else 2)
         if (
             self.bidirectional
-            or (
-                self.batch_first
-                and input.dim() == (3 if input.is_floating_point() else 2)
-            )
+            or (self.batch_first and is_batch)
             or (self.training and self.dropout)
             or torch.is_autocast_enabled("cpu")
+            or (
+                torch.is_grad_enabled()
+                and not (is_batch and self.memory_budget is None)
+            )
         ):
             return None
+        parameters = self._parameters
         weights = []
         for names in self._all_weights:
             layer: list[Tensor] = [
@@ -183,10 +164,14 @@ class ThroughTime(_Base):
                 return None
             if not all(isinstance(part, Tensor) for part in hx):
                 return None
-        done = native.infer(self._cell(), weights, input, hx)
-        if done is None:
+        cell = self._cell()
+        ready = native.ready(cell, weights, input, hx)
+        if ready is None:
             return None
-        y, state = done
+        try:
+            y, state = autograd.run_ready(ready, cell, weights, input, self._policy())
+        except (ValueError, IndexError):  # of sizes and ids
+            return None
         return y, (state[0] if len(state) == 1 else state)
 
     @autograd.eager
@@ -199,12 +184,12 @@ class ThroughTime(_Base):
     ) -> Any:
         batch = self._arrange(input, lengths, resets)
         initial = self._initial(batch, hx)
-        masks = self._dropout_masks(batch.x)
+        masks = dropout.masks(self, batch.x, packed=self.memory_budget is not None)
         if self.bidirectional:
             y, final = self._run_both_directions(batch, initial, masks)
         else:
             names = [f"l{at}" for at in range(self.num_layers)]
-            budget = self._budget(batch)
+            budget = between_loops(self, self.memory_budget, batch)
             y, final = self._run_layers(
                 names, batch.x, initial, masks, batch.rows, budget
             )
@@ -220,7 +205,7 @@ class ThroughTime(_Base):
         """Layer by layer, each direction along its own time."""
         x, rows = batch.x, batch.rows
         both = (rows, rows.flipped())
-        budget = self._budget(batch)
+        budget = between_loops(self, self.memory_budget, batch)
         final: list[State] = []
         for at in range(self.num_layers):
             halves = []
@@ -267,12 +252,11 @@ class ThroughTime(_Base):
         """A stack of layers in one direction, by the ends of their weights' names."""
         policy = self._policy()
         if self.proj_size:
-            plain = [mask for mask in masks if isinstance(mask, Tensor)]
             stack = [
                 ProjectedLayer(*self._weights(end), getattr(self, f"weight_hr_{end}"))
                 for end in names
             ]
-            return projected.run(stack, x, initial, plain, policy, rows)
+            return projected.run(stack, x, initial, masks, policy, rows, budget)
         cell = self._cell()
         layers = [Layer(cell, *self._weights(end)) for end in names]
         return autograd.run(layers, x, initial, masks, policy, rows, budget)
@@ -286,62 +270,6 @@ class ThroughTime(_Base):
             getattr(self, f"bias_ih_{end}") if self.bias else None,
             getattr(self, f"bias_hh_{end}") if self.bias else None,
         )
-
-    def _budget(self, batch: Arrangement) -> Budget | None:
-        """What may be kept, with what is kept outside of the loops."""
-        if self.memory_budget is None:
-            return None
-        budget = Budget.parse(self.memory_budget)
-        width = self._weight.element_size()
-        x = batch.x
-        steps = x.numel() // (x.shape[-1] if x.is_floating_point() else 1)
-        input_bytes = x.numel() * x.element_size()
-        output_bytes = 2 * steps * self.hidden_size * width
-        held = 0
-        if batch.places is not None:  # packed here: input, errors, and where they stand
-            held += input_bytes + output_bytes + 16 * batch.places.size
-        if not self.bidirectional:
-            return budget.shared(1, held, 0)
-        # The reversed input; between layers the outputs, as they are and reversed,
-        # their masks, and on the way back their errors.
-        held += input_bytes + (8 * steps if batch.rows.is_ragged else 0)
-        between = 5 + (self.training and self.dropout > 0)
-        held += (self.num_layers - 1) * between * output_bytes
-        widest = max(self.input_size if x.is_floating_point() else 0, self.hidden_size)
-        if self.num_layers > 1:
-            widest = max(widest, 2 * self.hidden_size)
-        return budget.shared(2 * self.num_layers, held, widest)
-
-    def _dropout_masks(self, x: Tensor) -> Sequence[Tensor | PackedMask]:
-        """Drawn as torch.nn draws them, so a seed means the same masks there.
-
-        Within a memory budget they are kept as bits.
-        """
-        if not (self.training and self.dropout) or self.num_layers == 1:
-            return []
-        width = self._output_size * (2 if self.bidirectional else 1)
-        weight = self._weight
-        steps = x.shape[:-1] if x.is_floating_point() else x.shape
-        masks: list[Tensor | PackedMask] = []
-        is_packed = (
-            self.memory_budget is not None
-            and not self.bidirectional
-            and torch.is_grad_enabled()
-            and not autograd.inside_transform()
-        )
-        for _ in range(self.num_layers - 1):
-            if is_packed:
-                masks.append(
-                    PackedMask.drawn((*steps, width), 1 - self.dropout, weight)
-                )
-                continue
-            mask = weight.new_empty(*steps, width)
-            if self.dropout == 1:
-                masks.append(mask.zero_())
-            else:
-                keep = 1 - self.dropout
-                masks.append(mask.bernoulli_(keep).div_(keep))
-        return masks
 
     def _initial(self, batch: Arrangement, hx: Any) -> State:
         """The initial state, parts (layers x directions, batch, state)."""

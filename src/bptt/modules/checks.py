@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bptt.autograd import inside_transform
+from bptt.outside import inside_transform
 
 
 def require_sequence(

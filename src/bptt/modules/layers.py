@@ -152,7 +152,7 @@ class LSTM(ThroughTime, torch.nn.LSTM):
         dropout: probability of dropping an output between layers, in training mode.
         bidirectional: whether a second direction runs from the end.
         proj_size: width of a projection of h, if not 0; under full BPTT, without
-            lengths and resets, it runs in torch.nn; no memory budget.
+            lengths, resets and a memory budget, it runs in torch.nn.
         device: where the weights live.
         dtype: of the weights.
         truncation: which errors go how far back; None is full BPTT over the given

@@ -9,7 +9,7 @@ from bptt import autograd, own_cells
 from bptt.cells import Cell, GRUCell, LSTMCell, ReLUCell, TanhCell
 from bptt.cells.contract import HasInitialState
 from bptt.cells.nest import Leaves, Nest, flatten
-from bptt.memory import Budget, Costs, segment_steps
+from bptt.memory import Budget
 from bptt.modules.arrangement import Arrangement, arrange
 from bptt.through_time import Layer
 from bptt.truncation import Truncation
@@ -164,8 +164,8 @@ class Recurrent(torch.nn.Module):
             )
         segment_steps = None
         if budget is not None and torch.is_grad_enabled():
-            segment_steps = self._segment_steps(
-                batch, initial, nest, truncation, budget
+            segment_steps = own_cells.segment_steps(
+                self.cell, nest, batch.x, initial, truncation, batch.rows, budget
             )
         return own_cells.run(
             self.cell,
@@ -176,30 +176,6 @@ class Recurrent(torch.nn.Module):
             batch.rows,
             segment_steps=segment_steps,
         )
-
-    def _segment_steps(
-        self,
-        batch: Arrangement,
-        initial: Leaves,
-        nest: Nest,
-        truncation: Truncation,
-        budget: Budget,
-    ) -> int | None:
-        """How many steps are run again at a time; None if all can be kept."""
-        rows, time = batch.rows, batch.rows.time
-        first = batch.x[: rows.batch] if rows.is_ragged else batch.x[0]
-        if not rows.batch:
-            return None
-        kept = own_cells.kept_bytes(self.cell, nest, first, initial)
-        fixed = 2 * kept.state
-        step = kept.graph + kept.output + 2 * (kept.state + kept.projected)
-        if not truncation.is_full_over(time):  # the passes' errors
-            assert truncation.k1 is not None
-            assert truncation.k2 is not None
-            fixed += 2 * kept.state * (min(truncation.k2, time) // truncation.k1 + 1)
-        costs = Costs(step_bytes=step, state_bytes=kept.state, fixed_bytes=fixed)
-        steps = segment_steps(time, costs, budget)
-        return None if steps >= time else steps
 
     def _initial(self, state: Any, input: Tensor) -> tuple[Leaves, Nest]:
         batch = input.shape[1]

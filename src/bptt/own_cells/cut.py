@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bptt.autograd import eager
 from bptt.cells.nest import Leaves
+from bptt.outside import eager
 from bptt.own_cells import stepwise
 from bptt.own_cells.caller import (
     Autocast,
@@ -72,6 +72,15 @@ class _Forward:
         self._known = known
         self._last: tuple[Tensor, ...] = ()
         self._count = 0
+        self._whole: Tensor | None = None
+        self._nothing = torch.empty(0)
+
+    def run(self, x: Tensor, initial: Leaves) -> tuple[Tensor, Leaves]:
+        """All steps: the outputs and the final state."""
+        pace = self.plan.pace
+        xs = (pace.step(x, t) for t in range(self.plan.rows.time))
+        ys, final = scan(self.step, xs, initial, pace)
+        return pace.sequence(ys) if self._whole is None else self._whole, final
 
     def step(self, x: Tensor, state: Leaves) -> tuple[Tensor, Leaves]:
         """One step; the first one under autograd, to see what the cell reads."""
@@ -79,7 +88,10 @@ class _Forward:
         self._count += 1
         starts = at == 0 if segment is None else at % segment == 0
         if starts:
-            self.randoms.append(random_state(self.device))
+            now = random_state(self.device)
+            if self.randoms and same_random_state(now, self.randoms[-1]):
+                now = self.randoms[-1]  # 5 kB each
+            self.randoms.append(now)
         if starts or segment is None:
             self.befores.append(state)
         name = type(self.plan.caller.cell).__name__
@@ -95,7 +107,23 @@ class _Forward:
             y, state = y.detach(), tuple(leaf.detach() for leaf in state)
         refuse_changed(name, watched, versions, at)
         self._last = (y,)
-        return y, state
+        return y if segment is None else self._written(y, at), state
+
+    def _written(self, y: Tensor, at: int) -> Tensor:
+        """Put an output where it belongs, lest all be there twice; nothing is left."""
+        pace = self.plan.pace
+        if self._whole is None:
+            self._whole = pace.empty(y)
+        place = pace.step(self._whole, at)
+        if y.shape != place.shape or y.dtype != place.dtype:
+            name = type(self.plan.caller.cell).__name__
+            raise ValueError(
+                f"cell: the output y of {name} must have the same shape and dtype at "
+                f"all steps; it was {place.dtype} of shape {tuple(place.shape)} and is "
+                f"{y.dtype} of shape {tuple(y.shape)} at step {at}"
+            )
+        place.copy_(y)
+        return self._nothing
 
 
 class _Cut(torch.autograd.Function):
@@ -106,7 +134,7 @@ class _Cut(torch.autograd.Function):
         """Keep the inputs, and states before steps."""
         initial = tensors[len(plan.names) :]
         started = _Forward(plan, tensors[: len(plan.names)], x.device)
-        ys, final = scan(started.step, plan.pace.steps(x), initial, plan.pace)
+        y, final = started.run(x, initial)
         drawn = not same_random_state(started.randoms[0], random_state(x.device))
         ctx.stepwise = drawn or plan.segment_steps is not None
         befores = started.befores
@@ -125,7 +153,7 @@ class _Cut(torch.autograd.Function):
         ctx.save_for_backward(x, *tensors, *kept)
         final = tuple(leaf.clone() for leaf in final)
         ctx.mark_non_differentiable(*(f for f in final if not is_differentiable(f)))
-        return plan.pace.sequence(ys), *final
+        return y, *final
 
     @staticmethod
     @eager

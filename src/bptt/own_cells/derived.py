@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bptt.autograd import eager
 from bptt.cells.base import Kept, State, StepTape
 from bptt.cells.contract import Deltas, DifferentiableCell
 from bptt.cells.nest import Leaves
+from bptt.outside import eager
 from bptt.own_cells.scan import Pace, scan
 from bptt.own_cells.sweep import Place, Visitor, sweep
 from bptt.rows import Rows

@@ -5,14 +5,12 @@
 - A truncation, or steps that are run again: `cut`, back from kept states.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from bptt.autograd import eager, inside_transform
-from bptt.cells.contract import DifferentiableCell, SplitCell
+from bptt.cells.contract import DifferentiableCell
 from bptt.cells.nest import Leaves, Nest
+from bptt.outside import eager, inside_transform
 from bptt.own_cells import cut, derived, plain
 from bptt.own_cells.caller import Autocast, Caller
 from bptt.own_cells.scan import Pace
@@ -92,64 +90,4 @@ def run(
         cut.Plan(caller, truncation, rows, pace, names, segment_steps),
         gx,
         initial,
-    )
-
-
-@dataclass(frozen=True)
-class KeptBytes:
-    """What a step keeps for the way back.
-
-    Attributes:
-        state: bytes of the state's leaves: what keeping a state costs.
-        graph: bytes that the graph of one step keeps, beside parameters.
-        projected: bytes of what a split cell makes of the step's input.
-        output: bytes of the step's output.
-    """
-
-    state: int
-    graph: int
-    projected: int
-    output: int
-
-
-def kept_bytes(
-    cell: torch.nn.Module, nest: Nest, x: Tensor, initial: Leaves
-) -> KeptBytes:
-    """Measure one step, run on copies with the random numbers put back.
-
-    Args:
-        cell: as for `run`.
-        nest: as for `run`.
-        x: the input of the first step, (batch, ...).
-        initial: the state before it.
-    """
-    found: dict[int, int] = {}
-
-    def note(t: Tensor) -> Tensor:
-        storage = t.untyped_storage()
-        found[storage.data_ptr()] = storage.nbytes()
-        return t
-
-    caller = Caller(cell, nest)
-    leaves = tuple(
-        leaf.detach().clone().requires_grad_(leaf.is_floating_point())
-        for leaf in initial
-    )
-    devices = [x.device] if x.device.type != "cpu" else []
-    kind = x.device.type if devices else "cuda"
-    with (
-        torch.random.fork_rng(devices, device_type=kind),
-        torch.enable_grad(),
-        torch.autograd.graph.saved_tensors_hooks(note, lambda t: t),
-    ):
-        one = x.detach().clone().unsqueeze(0)
-        gx = plain.projected(cell, one, ragged=False)[0]
-        y, _ = caller(gx, leaves)
-    for parameter in cell.parameters():
-        found.pop(parameter.untyped_storage().data_ptr(), None)
-    return KeptBytes(
-        state=sum(leaf.nbytes for leaf in initial),
-        graph=sum(found.values()),
-        projected=gx.nbytes if isinstance(cell, SplitCell) else 0,
-        output=y.nbytes,
     )

@@ -6,12 +6,14 @@ step runs only the rows that have it, so padding never enters a cell.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from bptt.autograd import inside_transform
 from bptt.cells.nest import Leaves
+from bptt.outside import inside_transform
 from bptt.rows import Rows
 
 Step = Callable[[Tensor, Leaves], tuple[Tensor, Leaves]]
@@ -53,6 +55,22 @@ class Pace:
     def steps(self, sequence: Tensor) -> Sequence[Tensor]:
         """A sequence, step by step."""
         return torch.split(sequence, self.sizes) if self.ragged else sequence.unbind(0)
+
+    def step(self, sequence: Tensor, t: int) -> Tensor:
+        """One step of a sequence."""
+        if not self.ragged:
+            return sequence[t]
+        return sequence[self._offsets[t] : self._offsets[t + 1]]
+
+    def empty(self, like: Tensor) -> Tensor:
+        """A sequence of steps like this one, uninitialised."""
+        sizes = self.sizes
+        leading = (sum(sizes),) if self.ragged else (len(sizes), sizes[0])
+        return like.new_empty(*leading, *like.shape[1:])
+
+    @cached_property
+    def _offsets(self) -> list[int]:
+        return [0, *accumulate(self.sizes)]
 
     def sequence(self, steps: Sequence[Tensor]) -> Tensor:
         """The inverse of `steps`."""

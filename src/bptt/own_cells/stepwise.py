@@ -47,7 +47,7 @@ class Stepwise:
         needs_dx: bool,
     ) -> None:
         self._caller = caller
-        self._xs = pace.steps(x.detach())
+        self._x = x.detach()
         self._parameters = parameters
         self._pace = pace
         time = len(pace.sizes)
@@ -76,23 +76,20 @@ class Stepwise:
             dfinal: the error of those leaves of the final state that have one.
         """
         time = len(self._pace.sizes)
-        dys = None if dy is None else self._pace.steps(dy)
-        dxs: list[Tensor] = []
+        dx = torch.empty_like(self._x) if self._needs_dx else None
         passes: dict[int, Leaves] = {}  # the errors of the state after the step
         for segment in range(len(befores) - 1, -1, -1):
             start, stop = segment * every, min((segment + 1) * every, time)
-            device = self._xs[0].device
-            with drawing_again(device, randoms[segment]), autocast.again():
+            with drawing_again(self._x.device, randoms[segment]), autocast.again():
                 graphs = list(self._graphs(befores[segment], start, stop))
             for t in range(stop - 1, start - 1, -1):
                 passes = self._entered(passes, t, dfinal)
-                passes, dx = self._back(
-                    graphs.pop(), passes, t, None if dys is None else dys[t]
-                )
-                dxs.append(dx)
+                error = None if dy is None else self._pace.step(dy, t)
+                passes, dx_t = self._back(graphs.pop(), passes, t, error)
+                if dx is not None:  # one array: a tensor a step would take as much
+                    self._pace.step(dx, t).copy_(dx_t)
         dstart = self._summed([*passes.values()], dfinal)
-        whole = self._pace.sequence(dxs[::-1]) if self._needs_dx else None
-        return whole, self._dparameters, dstart
+        return dx, self._dparameters, dstart
 
     def _graphs(self, state: Leaves, start: int, stop: int) -> Iterator[_Graph]:
         """Each step of a segment, as a graph of its own."""
@@ -104,7 +101,7 @@ class Stepwise:
             before = tuple(
                 leaf.detach().requires_grad_(is_differentiable(leaf)) for leaf in state
             )
-            x = self._xs[t].detach().requires_grad_(self._needs_dx)
+            x = self._pace.step(self._x, t).detach().requires_grad_(self._needs_dx)
             with torch.enable_grad():
                 y, state = self._caller(x, before)
             yield x, _floating(before), (y, *_floating(state))
