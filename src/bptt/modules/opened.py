@@ -15,11 +15,11 @@ from torch import Tensor
 from bptt.cells import Cell
 from bptt.cells.base import State
 from bptt.cells.nest import Leaves, Nest
+from bptt.modules import dropout
 from bptt.modules.arrangement import Arrangement
 from bptt.modules.base import ThroughTime
 from bptt.modules.recurrent import Recurrent, engine_cell
 from bptt.modules.swap import class_for, reason_to_leave
-from bptt.recompute import PackedMask
 from bptt.through_time import Layer
 from bptt.truncation import Truncation
 
@@ -125,10 +125,8 @@ def _stack(
 ) -> OpenedStack:
     batch = module._arrange(input, lengths, resets)
     initial = module._initial(batch, hx)
-    masks = [
-        mask.numbers() if isinstance(mask, PackedMask) else mask
-        for mask in module._dropout_masks(batch.x)
-    ]
+    drawn = dropout.masks(module, batch.x, packed=False)
+    masks = [mask for mask in drawn if isinstance(mask, Tensor)]
     ends = [f"l{at}" for at in range(module.num_layers)]
     return OpenedStack(
         _copied(batch),
