@@ -30,7 +30,8 @@ sanitize:
 	  cmake -S . -B build/$$kind -DBPTT_TESTS=ON -DCMAKE_BUILD_TYPE=Debug \
 	    -DCMAKE_CXX_FLAGS="-O1 -g -fsanitize=$$kind -fno-sanitize-recover=all" && \
 	  cmake --build build/$$kind --parallel 2 && \
-	  build/$$kind/test_blocks && build/$$kind/test_kernels || exit 1; \
+	  build/$$kind/test_blocks && build/$$kind/test_lags && \
+	    build/$$kind/test_kernels || exit 1; \
 	done
 
 format: $(INSTALLED_DEV)
