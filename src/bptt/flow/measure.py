@@ -97,7 +97,10 @@ class _NormTable:
         self._parts = {
             name: torch.zeros(time, time, dtype=dtype) for name in problem.parts
         }
+        # Of a state of one part its table is all.
         self._whole = torch.zeros(time, time, dtype=dtype)
+        if len(self._parts) == 1:
+            self._whole = next(iter(self._parts.values()))
 
     def take(self, share: Share) -> None:
         lag = share.lag
@@ -108,7 +111,7 @@ class _NormTable:
 
         for name, squares in zip(self._parts, share.squares, strict=True):
             torch.diagonal(self._parts[name], -lag).copy_(mean(squares))
-        if share.squares:
+        if len(share.squares) > 1:
             whole = mean(torch.stack(list(share.squares)).sum(0))
             torch.diagonal(self._whole, -lag).copy_(whole)
 
