@@ -199,7 +199,7 @@ class ThroughTime(_Base):
     ) -> Any:
         batch = self._arrange(input, lengths, resets)
         initial = self._initial(batch, hx)
-        masks = self._dropout_masks(batch.x)
+        masks = self._dropout_masks(batch.rows)
         if self.bidirectional:
             y, final = self._run_both_directions(batch, initial, masks)
         else:
@@ -312,7 +312,7 @@ class ThroughTime(_Base):
             widest = max(widest, 2 * self.hidden_size)
         return budget.shared(2 * self.num_layers, held, widest)
 
-    def _dropout_masks(self, x: Tensor) -> Sequence[Tensor | PackedMask]:
+    def _dropout_masks(self, rows: Rows) -> Sequence[Tensor | PackedMask]:
         """Drawn as torch.nn draws them, so a seed means the same masks there.
 
         Within a memory budget they are kept as bits.
@@ -321,7 +321,7 @@ class ThroughTime(_Base):
             return []
         width = self._output_size * (2 if self.bidirectional else 1)
         weight = self._weight
-        steps = x.shape[:-1] if x.is_floating_point() else x.shape
+        steps = rows.steps
         masks: list[Tensor | PackedMask] = []
         is_packed = (
             self.memory_budget is not None
@@ -389,6 +389,11 @@ class ThroughTime(_Base):
                 batched=batched,
                 batch_first=self.batch_first,
                 name=name,
+                in_place=not (
+                    self.bidirectional
+                    or self.proj_size
+                    or self.memory_budget is not None
+                ),
             )
         checks.require_ids(batch.x, self.input_size, name)
         return batch

@@ -1,0 +1,52 @@
+#include "padded.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "steps.h"
+#include "threads.h"
+
+namespace bptt {
+namespace {
+
+int64_t place_at(const Padded& p, const Steps& s, int64_t t, int64_t b) {
+  return p.batch_first ? p.order[b] * p.time + t : t * s.batch + p.order[b];
+}
+
+}  // namespace
+
+bool fits(const Padded& p, const Steps& s) {
+  if (p.time < s.time) return false;
+  std::vector<bool> taken(static_cast<size_t>(s.batch));
+  for (int64_t b = 0; b < s.batch; ++b) {
+    if (p.order[b] < 0 || p.order[b] >= s.batch) return false;
+    const auto row = static_cast<size_t>(p.order[b]);
+    if (taken[row]) return false;
+    taken[row] = true;
+  }
+  return true;
+}
+
+void find_places(const Padded& p, const Steps& s, int64_t* places) {
+  for (int64_t t = 0; t < s.time; ++t) {
+    int64_t* at = places + begin_of(s, t);
+    for (int64_t b = 0; b < rows_at(s, t); ++b) at[b] = place_at(p, s, t, b);
+  }
+}
+
+void clear_padding(Team& team, const Padded& p, const Steps& s, int64_t width,
+                   float* to) {
+  auto work = [&](int part) {
+    const int64_t first = p.time * part / team.size();
+    const int64_t last = p.time * (part + 1) / team.size();
+    for (int64_t t = first; t < last; ++t)
+      for (int64_t b = t < s.time ? rows_at(s, t) : 0; b < s.batch; ++b)
+        std::fill_n(to + place_at(p, s, t, b) * width, width, 0.0f);
+  };
+  auto call = [](void* context, int part) {
+    (*static_cast<decltype(work)*>(context))(part);
+  };
+  team.run(call, &work);
+}
+
+}  // namespace bptt
