@@ -160,7 +160,8 @@ void forward(const std::string& name, int threads, int kind,
              std::tuple<int64_t, int64_t, int64_t, int64_t> sizes, const RowsTuple& rows,
              const PaddedTuple& padded, MaybeArray x, MaybeArray ids,
              const std::vector<WeightTuple>& weights, const std::vector<Array>& masks,
-             Array h0, MaybeArray c0, Array y, Array h_end, MaybeArray c_end, const std::vector<TapeTuple>& tapes) {
+             Array h0, MaybeArray c0, Array y, Array h_end, MaybeArray c_end,
+             const std::vector<TapeTuple>& tapes) {
   const bptt::Kernels& kernels = variant(name);
   const auto [T, B, I, H] = std::apply(sizes_of, sizes);
   require_threads(threads);
