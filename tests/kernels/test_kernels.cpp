@@ -442,6 +442,26 @@ void test_cell(Cell cell, bool along, bool differ) {
               differ ? ", lengths or resets" : "", all.size(), worst);
 }
 
+// As much padding as several threads share.
+void test_padding() {
+  Case s{};
+  s.T = 9, s.B = 7, s.I = s.H = 1;
+  s.ragged = s.padded = true;
+  constexpr int64_t kWidth = 40000;
+  for (int threads : {1, 3})
+    for (s.seed = 0; s.seed < 8; ++s.seed) {
+      const Problem p(s);
+      const Steps steps{s.T, s.B, p.offsets.data(), nullptr};
+      const Standing standing(p, steps);
+      Team team(threads);
+      const Floats ones(false, p.rows() * kWidth, 1);
+      check(standing.pack(team, steps, standing.pad(ones, false, kWidth), kWidth) ==
+                ones.values(),
+            "wide padding, seed " + std::to_string(s.seed));
+    }
+  std::printf("wide padding: done\n");
+}
+
 // LSTM is what uses most of everything.
 Problem typical() {
   Case s{};
@@ -505,6 +525,7 @@ int main() {
   for (int cell = 0; cell < 4; ++cell)
     for (bool along : {true, false})
       for (bool differ : {false, true}) test_cell(static_cast<Cell>(cell), along, differ);
+  test_padding();
   test_callers();
   test_fork("beside idle workers");
   {

@@ -36,9 +36,12 @@ void find_places(const Padded& p, const Steps& s, int64_t* places) {
 
 void clear_padding(Team& team, const Padded& p, const Steps& s, int64_t width,
                    float* to) {
+  // A tenth of a millisecond of one thread.
+  constexpr int64_t kWorthWaking = 1 << 18;
+  const int64_t padding = (p.time * s.batch - begin_of(s, s.time)) * width;
+  const int parts = padding < kWorthWaking ? 1 : team.size();
   auto work = [&](int part) {
-    const int64_t first = p.time * part / team.size();
-    const int64_t last = p.time * (part + 1) / team.size();
+    const int64_t first = p.time * part / parts, last = p.time * (part + 1) / parts;
     for (int64_t t = first; t < last; ++t)
       for (int64_t b = t < s.time ? rows_at(s, t) : 0; b < s.batch; ++b)
         std::fill_n(to + place_at(p, s, t, b) * width, width, 0.0f);
@@ -46,7 +49,10 @@ void clear_padding(Team& team, const Padded& p, const Steps& s, int64_t width,
   auto call = [](void* context, int part) {
     (*static_cast<decltype(work)*>(context))(part);
   };
-  team.run(call, &work);
+  if (parts == 1)
+    work(0);
+  else
+    team.run(call, &work);
 }
 
 }  // namespace bptt
