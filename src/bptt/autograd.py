@@ -24,6 +24,7 @@ from bptt.masks import PackedMask, numbers
 from bptt.memory import Budget, Plan
 from bptt.outside import eager as eager
 from bptt.outside import inside_transform as inside_transform
+from bptt.places import Places
 from bptt.recompute import by_layer, stacked
 from bptt.rows import Rows
 from bptt.through_time import Layer
@@ -44,7 +45,7 @@ def run(
     Args:
         layers: bottom first.
         x: (time, batch, input) floats or (time, batch) int64 ids; packed if `rows` are
-            ragged.
+            ragged, but for floats if they have a padding.
         initial: the state before the first step, parts (layers, batch, state).
         masks: as for `through_time.forward`; or packed, which a budget wants.
         truncation: which errors go how far back.
@@ -52,8 +53,9 @@ def run(
         budget: what may be kept for the backward pass; None for all.
 
     Returns:
-        Outputs (time, batch, state) of the top layer, packed if `rows` are ragged, and
-        the final state, parts (layers, batch, state).
+        Outputs (time, batch, state) of the top layer, packed if `rows` are ragged, or
+        padded as they are with zeros in the padding, and the final state, parts
+        (layers, batch, state).
 
     Raises:
         ValueError: nothing keeps to the budget.
@@ -62,6 +64,15 @@ def run(
             the forward pass, where nothing is cut.
     """
     tensors = [*_weights(layers), *initial]
+    if rows.padding is not None and not (
+        budget is None
+        and not inside_transform()
+        and native.applies(layers, x, (*numbers(masks), *tensors), rows)
+    ):
+        places = Places.of(rows, rows.padding, x.device)
+        x, packed_rows = _packed(x, places), rows.packed()
+        y, end = run(layers, x, initial, masks, truncation, packed_rows, budget)
+        return places.place(y).reshape(*rows.outer, y.shape[-1]), end
     if inside_transform():
         if not truncation.is_full_over(rows.time):
             raise NotImplementedError(
@@ -261,19 +272,26 @@ class _ThroughTime(torch.autograd.Function):
             ends = tuple(
                 dy.new_zeros(initial[0].shape) if d is None else d for d in dfinal
             )
+            rows, places = plan.rows, None
+            if rows.padding is not None:
+                places = Places.of(rows, rows.padding, x.device)
+                rows = rows.packed()
+                x, dy = _packed(x, places), _packed(dy, places)
             dx, gradients = through_time.backward(
                 layers,
                 x,
                 all_masks,
-                through_time.forward(layers, x, by_layer(initial), all_masks, plan.rows)
+                through_time.forward(layers, x, by_layer(initial), all_masks, rows)
                 if anew
-                else _tapes(kept, ctx.tape_sizes, plan.rows.cut()),
+                else _tapes(kept, ctx.tape_sizes, rows.cut()),
                 dy,
                 by_layer(ends),
                 plan.truncation,
-                plan.rows,
+                rows,
                 needs_dx=needs_dx,
             )
+            if dx is not None and places is not None:
+                dx = places.place(dx).reshape(saved[0].shape)
             dstate = stacked([g.dstate for g in gradients])
         return (
             None,
@@ -298,9 +316,17 @@ def _zeros_for(
     place must be batched there as the errors are.
     """
     given = next((d for d in dfinal if d is not None), h)
-    shape = (*x.shape[: 1 if plan.rows.is_ragged else 2], h.shape[-1])
+    shape = (*plan.rows.outer, h.shape[-1])
     is_whole = plan.division is None
     return given.new_zeros(shape if is_whole else 1).expand(shape)
+
+
+def _packed(padded: Tensor, places: Places) -> Tensor:
+    """The steps of a padded sequence of floats; ids are packed already."""
+    if not padded.is_floating_point():
+        return padded
+    # `flatten` knows no vmap over the backward pass.
+    return places.take(padded.reshape(places.size, padded.shape[-1]))
 
 
 def _are_batched(errors: Sequence[Tensor | None]) -> bool:

@@ -3,14 +3,31 @@
 A ragged batch is held *packed*, as in torch's PackedSequence: rows sorted by length,
 the longest first, and of each step only the rows that have it, step after step. So no
 work is done on padding, and a step's rows are the first of those of the step before.
+The native core can read its input where it lies in the owner's padded batch, and write
+its outputs to one.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Padding:
+    """How the owner of a ragged batch holds it: every row with as many steps.
+
+    Attributes:
+        order: (batch,) int64 on the CPU: row `r`, sorted, is the owner's `order[r]`.
+        time: steps of each row, no fewer than the longest row has.
+        batch_first: (batch, time, ...), else (time, batch, ...).
+    """
+
+    order: Int[Tensor, " batch"]
+    time: int
+    batch_first: bool
 
 
 @dataclass(frozen=True)
@@ -24,12 +41,32 @@ class Rows:
             increasing; None if all rows have all steps.
         resets: bool, shaped as the steps of the input are: (time, batch), or (steps,)
             where packed. True zeroes the row's state before that step.
+        padding: for ragged rows whose float inputs and outputs, and the errors of
+            both, are padded; ids, masks and resets are packed even then.
     """
 
     time: int
     batch: int
     batch_sizes: Int[Tensor, " time"] | None = None
     resets: Bool[Tensor, "..."] | None = None
+    padding: Padding | None = None
+
+    def packed(self) -> "Rows":
+        """The same rows for sequences that are packed."""
+        return replace(self, padding=None)
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The leading axes of what comes along with the steps, as masks do."""
+        return (int(self.offsets[-1]),) if self.is_ragged else (self.time, self.batch)
+
+    @property
+    def outer(self) -> tuple[int, ...]:
+        """The leading axes of outputs."""
+        if self.padding is None:
+            return self.steps
+        axes = (self.padding.time, self.batch)
+        return axes[::-1] if self.padding.batch_first else axes
 
     @property
     def is_ragged(self) -> bool:

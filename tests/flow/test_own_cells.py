@@ -130,6 +130,28 @@ def test_resets(kind):
     torch.testing.assert_close(flow.norms, expected, rtol=1e-10, atol=1e-12)
 
 
+def test_jacobians():
+    cell, state = made("separate")
+    module = bptt.Recurrent(cell)
+    resets = torch.zeros(TIME, BATCH, dtype=torch.bool)
+    resets[4, 1] = True
+    lengths = torch.tensor([TIME, TIME, 3])
+
+    def loss():
+        y, _ = module(X, state, resets=resets, lengths=lengths)
+        return (y * DY).sum()
+
+    found = gradient_flow(module, loss).jacobian(4)
+    h, count = state
+    for t in range(4):
+        _, (h, count) = cell(X[t], (h, count))
+    expected = torch.autograd.functional.jacobian(
+        lambda h: cell(X[4, :1], (h, count[:1]))[1][0], h[:1]
+    )
+    torch.testing.assert_close(found[0], expected[0, :, 0], rtol=1e-10, atol=1e-12)
+    assert not found[1:].any()  # one row is reset there, and one has ended
+
+
 @pytest.mark.parametrize("kind", CELLS)
 def test_lags_sum_to_truncated_gradients(kind):
     cell, state = made(kind)

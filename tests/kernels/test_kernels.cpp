@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdio>
 #include <cstring>
+#include <numeric>
 #include <random>
 #include <string>
 #include <thread>
@@ -17,6 +18,7 @@
 #endif
 
 #include "layer.h"
+#include "padded.h"
 #include "reference.h"
 #include "threads.h"
 
@@ -40,6 +42,58 @@ class Floats {
 
 using Results = std::vector<Named<float>>;
 
+// Where a problem's steps stand: as they are counted, or in its owner's padded rows.
+class Standing {
+ public:
+  Standing(const Problem& p, const Steps& steps) : rows_(p.rows()), size_(p.rows()) {
+    if (!p.s.padded) return;
+    order_.resize(p.s.B);
+    std::iota(order_.begin(), order_.end(), 0);
+    std::mt19937 random(p.s.seed);
+    std::shuffle(order_.begin(), order_.end(), random);
+    padded_ = {p.s.T + static_cast<int64_t>(random() % 3), order_.data(), random() % 2 > 0};
+    check(fits(padded_, steps), "the order of the rows");
+    places_.resize(rows_);
+    find_places(padded_, steps, places_.data());
+    size_ = padded_.time * p.s.B;
+  }
+  Standing(const Standing&) = delete;
+
+  Places get() const { return places_.empty() ? nullptr : places_.data(); }
+  int64_t size() const { return size_; }
+
+  // (size, width), NaN where no step stands.
+  Floats pad(Floats packed, bool shifted, int64_t width) const {
+    if (!get()) return packed;
+    Floats all(shifted, size_ * width);
+    for (int64_t row = 0; row < rows_; ++row)
+      std::copy_n(packed.get() + row * width, width, all.get() + places_[row] * width);
+    return all;
+  }
+
+  // The inverse, after zeros are in the padding and nothing else is changed.
+  std::vector<float> pack(Team& team, const Steps& steps, Floats all, int64_t width) const {
+    if (!get()) return all.values();
+    const std::vector<float> before = all.values();
+    clear_padding(team, padded_, steps, width, all.get());
+    std::vector<float> rest = all.values(), packed(rows_ * width);
+    for (int64_t row = 0; row < rows_; ++row) {
+      const int64_t at = places_[row] * width;
+      std::copy_n(before.begin() + at, width, packed.begin() + row * width);
+      check(!std::memcmp(&rest[at], &before[at], width * sizeof(float)), "a step was cleared");
+      std::fill_n(rest.begin() + at, width, 0.0f);
+    }
+    for (float each : rest) check(each == 0, "the padding is not zero");
+    return packed;
+  }
+
+ private:
+  const int64_t rows_;
+  int64_t size_;
+  std::vector<int64_t> order_, places_;
+  Padded padded_{};
+};
+
 // Forward and back by the kernels, once.
 class Computation {
  public:
@@ -47,7 +101,7 @@ class Computation {
       : kernels(with), team(by), p(problem), s(problem.s),
         steps{s.T, s.B, s.ragged ? p.offsets.data() : nullptr,
               s.resets ? p.resets.data() : nullptr},
-        ids(s.ids ? p.ids.data() : nullptr),
+        standing(p, steps), ids(s.ids ? p.ids.data() : nullptr),
         tape_size(kernels.tape_floats(s.cell, p.rows(), s.H)) {
     for (int l = 0; l < s.layers; ++l) {
       U.push_back(floats(p.U[l]));
@@ -55,7 +109,7 @@ class Computation {
       b_ih.push_back(floats(p.b_ih[l]));
       b_hh.push_back(floats(p.b_hh[l]));
       mask.push_back(floats(p.mask[l]));
-      in.push_back(l ? empty(states) : floats(p.x));
+      in.push_back(l ? empty(states) : standing.pad(floats(p.x), s.shifted, s.I));
       h.push_back(empty(states + s.state()));
       tape.push_back(empty(tape_size));
       // Where every step is visited once, all of it is to be written.
@@ -75,8 +129,9 @@ class Computation {
 
   Results run() {
     Stack all{s.cell, steps, s.I, s.H, s.layers, stack.data(),
-              ids ? nullptr : in[0].get(), ids, h0.get(), lstm ? c0.get() : nullptr,
-              y.get(), h_end.get(), lstm ? c_end.get() : nullptr};
+              ids ? nullptr : in[0].get(), ids, ids ? nullptr : standing.get(),
+              h0.get(), lstm ? c0.get() : nullptr, y.get(), standing.get(),
+              h_end.get(), lstm ? c_end.get() : nullptr};
     if (!stack_forward(kernels, team, all)) fail("stack_forward");
     forward_without_tapes(all);
     for (int l = 0; l < s.layers; ++l) forward_alone(l);
@@ -98,13 +153,13 @@ class Computation {
 
   // The same bits.
   void forward_without_tapes(Stack all) {
-    Floats again = empty(states);
+    Floats again = empty(standing.size() * s.H);
     std::vector<StackLayer> loose = stack;
     for (StackLayer& layer : loose) layer.h = layer.tape = nullptr;
     all.layer = loose.data();
     all.y = again.get();
     if (!stack_forward(kernels, team, all)) fail("stack_forward");
-    if (std::memcmp(again.get(), y.get(), states * sizeof(float)))
+    if (std::memcmp(again.get(), y.get(), standing.size() * s.H * sizeof(float)))
       fail("stack_forward without tapes");
   }
 
@@ -115,9 +170,9 @@ class Computation {
       in[l].get()[i] = h[l - 1].get()[s.state() + i] * (s.masks ? mask[l - 1].get()[i] : 1);
     Floats again = empty(states), copy = again, start = floats(p.h0[l]), c = floats(p.c0[l]);
     Forward f{s.cell, steps, s.inputs(l), s.H, l || !ids ? in[l].get() : nullptr,
-              l ? nullptr : ids, U[l].get(), nullptr, W[l].get(), stack[l].b_ih,
-              stack[l].b_hh, start.get(), again.get(), copy.get(),
-              lstm ? c.get() : nullptr, l % 2 ? stack[l].tape : nullptr};
+              l ? nullptr : ids, l || ids ? nullptr : standing.get(), U[l].get(), nullptr,
+              W[l].get(), stack[l].b_ih, stack[l].b_hh, start.get(), again.get(),
+              copy.get(), nullptr, lstm ? c.get() : nullptr, l % 2 ? stack[l].tape : nullptr};
     if (!layer_forward(kernels, team, f)) fail("layer_forward");
     if (std::memcmp(again.get(), h[l].get() + s.state(), bytes) ||
         std::memcmp(copy.get(), again.get(), bytes) ||
@@ -139,6 +194,7 @@ class Computation {
     g.inputs = s.inputs(l);
     g.x = l || !ids ? in[l].get() : nullptr;
     g.ids = l ? nullptr : ids;
+    g.x_places = l || ids ? nullptr : standing.get();
     g.U = U[l].get();
     g.dx = to;
     if (!s.weights) return g;
@@ -155,7 +211,8 @@ class Computation {
   void backward_together() {
     std::vector<BackwardLayer> layers;
     for (int l = 0; l < s.layers; ++l) layers.push_back(on_the_way_back(l));
-    Backward b{s.cell, steps, s.H, s.k1, s.k2, dy.get(), s.layers, layers.data(), nullptr};
+    Backward b{s.cell, steps, s.H, s.k1, s.k2, dy.get(), standing.get(), s.layers,
+               layers.data(), nullptr};
     if (!layer_backward(kernels, team, b)) fail("layer_backward");
     for (int l = s.layers - 1; l >= 0; --l)
       if (!layer_gradients(kernels, team, s.cell, steps, s.H, delta[l].get(), h[l].get(),
@@ -166,7 +223,8 @@ class Computation {
   // Layer after layer, each with its gradients.
   void backward_along() {
     Floats above = empty(states), below = above;
-    Backward b{s.cell, steps, s.H, s.k1, s.k2, dy.get(), 1, nullptr, nullptr};
+    Backward b{s.cell, steps, s.H, s.k1, s.k2, dy.get(), standing.get(), 1, nullptr,
+               nullptr};
     for (int l = s.layers - 1; l >= 0; --l) {
       const Gradients g = gradients(l, l ? below.get() : input_error());
       BackwardLayer layer = on_the_way_back(l);
@@ -178,6 +236,7 @@ class Computation {
       for (int64_t i = 0; l && i < states; ++i)
         above.get()[i] = below.get()[i] * (s.masks ? mask[l - 1].get()[i] : 1);
       b.dy = above.get();
+      b.dy_places = nullptr;
     }
   }
 
@@ -189,7 +248,7 @@ class Computation {
     auto maybe = [](const Floats& of, bool asked) {
       return asked ? of.values() : std::vector<float>();
     };
-    Results all{{"y", y.values()}};
+    Results all{{"y", standing.pack(team, steps, y, s.H)}};
     for (int l = 0; l < s.layers; ++l) {
       all.push_back({"h_end", part(h_end, l, true)});
       all.push_back({"c_end", part(c_end, l, lstm)});
@@ -200,7 +259,8 @@ class Computation {
       all.push_back({"dh_start", part(dh_start, l, s.starts)});
       all.push_back({"dc_start", part(dc_start, l, s.starts && lstm)});
     }
-    all.push_back({"dx", maybe(dx, input_error())});
+    all.push_back({"dx", input_error() ? standing.pack(team, steps, dx, s.I)
+                                       : std::vector<float>()});
     return all;
   }
 
@@ -209,15 +269,16 @@ class Computation {
   const Problem& p;
   const Case& s;
   const Steps steps;
+  const Standing standing;
   const int64_t* const ids;
   const int64_t tape_size;
   const bool lstm = s.cell == Cell::kLstm;
   const int64_t states = p.rows() * s.H;
-  Floats dy = floats(p.dy), dh = join(p.dh), dc = join(p.dc), h0 = join(p.h0);
-  Floats c0 = join(p.c0), y = empty(states), h_end = empty(s.layers * s.state());
+  Floats dy = standing.pad(floats(p.dy), s.shifted, s.H), dh = join(p.dh), dc = join(p.dc), h0 = join(p.h0);
+  Floats c0 = join(p.c0), y = empty(standing.size() * s.H), h_end = empty(s.layers * s.state());
   Floats c_end = h_end, dh_start = empty(s.layers * s.state(), 0), dc_start = dh_start;
   // Along the way it is written where a pass comes by.
-  Floats dx = empty(p.rows() * s.I, s.along && s.k2 < s.k1 ? 0 : NAN);
+  Floats dx = empty(standing.size() * s.I, s.along && s.k2 < s.k1 ? 0 : NAN);
   std::vector<Floats> U, W, b_ih, b_hh, mask, in, h, tape, delta, dU, dW, db_ih, db_hh;
   std::vector<StackLayer> stack;
 };
@@ -309,6 +370,7 @@ std::vector<Case> cases(Cell cell, bool along, bool differ) {
     if (differ) {
       s.ragged = kDiffering[(at + at / 12) % 3][0];
       s.resets = kDiffering[(at + at / 12) % 3][1];
+      s.padded = s.ragged && at % 5 > 1;
     } else if (along && s.layers == 1 && at % 2) {  // no step is visited twice
       s.k1 = 1 + (T - 1) * (at % 5 + 1) / 5;
       s.k2 = at % 3 ? s.k1 : (s.k1 + 1) / 2;
@@ -363,6 +425,11 @@ void test_cell(Cell cell, bool along, bool differ) {
     for (const Kernels* kernels : variants()) {
       const std::string where = std::string(kernels->name) + ", " + p.s.name();
       const Results one = alone(*kernels, 1, p);
+      if (s.padded) {
+        Problem packed = p;
+        packed.s.padded = false;
+        check(equal(alone(*kernels, 1, packed), one), "padded rows give other bits, " + where);
+      }
       worst = std::max(worst, compare(one, expected, where));
       for (int threads : {2, 3, 5})
         check(equal(alone(*kernels, threads, p), one),
@@ -375,13 +442,33 @@ void test_cell(Cell cell, bool along, bool differ) {
               differ ? ", lengths or resets" : "", all.size(), worst);
 }
 
+// As much padding as several threads share.
+void test_padding() {
+  Case s{};
+  s.T = 9, s.B = 7, s.I = s.H = 1;
+  s.ragged = s.padded = true;
+  constexpr int64_t kWidth = 40000;
+  for (int threads : {1, 3})
+    for (s.seed = 0; s.seed < 8; ++s.seed) {
+      const Problem p(s);
+      const Steps steps{s.T, s.B, p.offsets.data(), nullptr};
+      const Standing standing(p, steps);
+      Team team(threads);
+      const Floats ones(false, p.rows() * kWidth, 1);
+      check(standing.pack(team, steps, standing.pad(ones, false, kWidth), kWidth) ==
+                ones.values(),
+            "wide padding, seed " + std::to_string(s.seed));
+    }
+  std::printf("wide padding: done\n");
+}
+
 // LSTM is what uses most of everything.
 Problem typical() {
   Case s{};
   s.cell = Cell::kLstm;
   s.layers = 2;
   s.T = 7, s.B = 21, s.I = 9, s.H = 37, s.k1 = 2, s.k2 = 5;
-  s.ragged = s.resets = true;
+  s.ragged = s.resets = s.padded = true;
   return Problem(s);
 }
 
@@ -438,6 +525,7 @@ int main() {
   for (int cell = 0; cell < 4; ++cell)
     for (bool along : {true, false})
       for (bool differ : {false, true}) test_cell(static_cast<Cell>(cell), along, differ);
+  test_padding();
   test_callers();
   test_fork("beside idle workers");
   {

@@ -4,6 +4,7 @@ from torch import Tensor
 
 _Array = tuple[int, int]
 _Rows = tuple[_Array | None, _Array | None]  # offsets, resets
+_Padded = tuple[_Array, int, bool] | None  # order, time, whether the batch is first
 _Layer = tuple[
     _Array,  # W
     _Array | None,  # U
@@ -37,6 +38,7 @@ def forward(
     cell: int,
     sizes: tuple[int, int, int, int],
     rows: _Rows,
+    padded: _Padded,
     x: _Array | None,
     ids: _Array | None,
     weights: list[tuple[_Array, _Array, _Array | None, _Array | None]],
@@ -54,6 +56,8 @@ def backward(
     cell: int,
     sizes: tuple[int, int, int],
     rows: _Rows,
+    padded_dy: _Padded,
+    padded_x: _Padded,
     truncation: tuple[int, int] | None,
     dy: _Array,
     layers: list[_Layer],
@@ -65,6 +69,7 @@ def gradients(
     cell: int,
     sizes: tuple[int, int, int],
     rows: _Rows,
+    padded: _Padded,
     delta: _Array,
     h: _Array,
     gradients: _Gradients,

@@ -184,6 +184,7 @@ class _Loop:
             self._kind,
             (steps, *self._sizes[1:]),
             (None, to.maybe(resets)),
+            None,
             to.of(self._delta[:rows]),
             to.of(self._tapes[at].states[0][: batch + rows]),
             (

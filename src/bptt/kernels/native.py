@@ -124,7 +124,6 @@ def forward(
         The outputs of the top layer, the final state, shaped as `initial`, and the
         tapes. None of them share memory.
     """
-    steps = x.shape[: 1 if rows.is_ragged else 2]
     weight = layers[0].W
     inputs, hidden = layers[0].U.size(1), weight.size(1)
     cell = _CELLS[type(layers[0].cell)]
@@ -133,12 +132,12 @@ def forward(
         (to.of(layer.U), to.of(layer.W), to.maybe(layer.b_ih), to.maybe(layer.b_hh))
         for layer in layers
     ]
-    y = _empty(weight, *steps, hidden)
+    y = _empty(weight, *rows.outer, hidden)
     final = tuple(weight.new_empty(part.size()) for part in initial)
     tapes: list[Tape] = []
     if keep:
         tapes = _new_tapes(
-            kernel, cell, len(layers), math.prod(steps), rows.batch, weight
+            kernel, cell, len(layers), math.prod(rows.steps), rows.batch, weight
         )
     is_float = x.is_floating_point()
     is_lstm = len(initial) > 1
@@ -148,6 +147,7 @@ def forward(
         cell,
         (rows.time, rows.batch, inputs, hidden),
         to.rows(rows),
+        to.padded(rows),
         to.of(x) if is_float else None,
         None if is_float else to.of(x),
         weights,
@@ -285,6 +285,7 @@ def run(ready: Ready, *, keep: bool) -> tuple[Tensor, State, list[Tape]]:
         kind,
         sizes,
         (None, None),
+        None,
         arrays[0] if is_float else None,
         None if is_float else arrays[0],
         [(*arrays[at : at + each], *no_bias) for at in range(first, len(arrays), each)],
@@ -373,7 +374,7 @@ def backward(
     ]
     from_top = range(len(layers) - 1, -1, -1)
     to = _Addresses()
-    which = to.rows(rows)
+    which, padded = to.rows(rows), to.padded(rows)
 
     dx: Tensor | None = None
     passes = _passes(truncation, rows.time)
@@ -387,7 +388,17 @@ def backward(
             given = to.given(layers[index], tapes[index], ends, results[index])
             wanted = to.wanted(layers[index], inputs, results[index], dx)
             _native.backward(
-                kernel, threads, cell, sizes, which, passes, to.of(dy), [given], wanted
+                kernel,
+                threads,
+                cell,
+                sizes,
+                which,
+                padded if index + 1 == len(layers) else None,
+                None if index else padded,
+                passes,
+                to.of(dy),
+                [given],
+                wanted,
             )
             if index:
                 assert dx is not None
@@ -398,7 +409,7 @@ def backward(
     gates = layers[0].W.shape[0]
     width = 4 * hidden if gates == 3 * hidden else gates
     # Where every step is visited by one pass alone, all of it is written.
-    deltas = [_empty(dy, *dy.shape[:-1], width) for _ in layers]
+    deltas = [_empty(dy, *rows.steps, width) for _ in layers]
     if passes[0] != passes[1]:
         for delta in deltas:
             delta.zero_()
@@ -414,8 +425,9 @@ def backward(
         )
         for index, delta in enumerate(deltas)
     ]
+    errors = to.of(dy)
     _native.backward(
-        kernel, threads, cell, sizes, which, passes, to.of(dy), stack, None
+        kernel, threads, cell, sizes, which, padded, None, passes, errors, stack, None
     )
     for index in from_top:
         inputs = _input_of(index, x, tapes, masks, rows)
@@ -423,7 +435,8 @@ def backward(
         wanted = to.wanted(layers[index], inputs, results[index], dx)
         h = to.of(tapes[index].states[0])
         summed = to.of(deltas[index])
-        _native.gradients(kernel, threads, cell, sizes, which, summed, h, wanted)
+        at = None if index else padded
+        _native.gradients(kernel, threads, cell, sizes, which, at, summed, h, wanted)
     return dx, results, dstate
 
 
@@ -472,6 +485,12 @@ class _Addresses:
             self.of(rows.offsets) if rows.is_ragged else None,
             self.maybe(rows.resets),
         )
+
+    def padded(self, rows: Rows) -> tuple[_Array, int, bool] | None:
+        padding = rows.padding
+        if padding is None:
+            return None
+        return self.of(padding.order), padding.time, padding.batch_first
 
     def maybe(self, t: Tensor | None) -> _Array | None:
         return None if t is None else self.of(t)

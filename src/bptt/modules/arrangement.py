@@ -5,7 +5,7 @@ Callers have the batch first or last or not at all, lengths in any order, or a
 PackedSequence.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from bptt.modules.places import Places
-from bptt.rows import Rows
+from bptt.places import Places
+from bptt.rows import Padding, Rows
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,15 @@ class Arrangement:
     """A batch in the loop's order, and the way back to the caller's.
 
     Attributes:
-        x: (time, batch, ...), or packed (steps, ...) if `rows` are ragged.
+        x: (time, batch, ...), or packed (steps, ...) if `rows` are ragged; floats as
+            the caller has them if those have a padding.
         rows: which steps the rows have, and where they are reset.
         batched: whether the caller's sequences have a batch axis.
         batch_first: whether that comes before time.
         order: (batch,) int64: row `r` here is the caller's row `order[r]`; None for the
             same order.
         places: where packed steps stand in the caller's sequences; None if those are
-            packed themselves, or none is.
+            packed themselves, or outputs are not.
         time: steps of the caller's sequences.
         packed: the caller's PackedSequence.
     """
@@ -70,7 +71,8 @@ class Arrangement:
             return y.reshape(*(axes[::-1] if self.batch_first else axes), *y.shape[1:])
         if not self.batched:
             return y.squeeze(1)
-        return y.transpose(0, 1) if self.batch_first else y
+        is_turned = self.batch_first and self.rows.padding is None
+        return y.transpose(0, 1) if is_turned else y
 
     def of_outputs(self, y: Tensor) -> Tensor:
         """The inverse of `outputs`; of a PackedSequence it takes the data."""
@@ -96,6 +98,7 @@ def arrange(
     batched: bool,
     batch_first: bool,
     name: str,
+    in_place: bool = False,
 ) -> Arrangement:
     """Arrange a tensor whose number of axes has been checked.
 
@@ -108,6 +111,8 @@ def arrange(
         batched: whether `input` has a batch axis.
         batch_first: whether it comes before time.
         name: of the module, for errors.
+        in_place: whether floats of ragged rows stay where they are, and outputs come
+            likewise, instead of packed.
 
     Raises:
         ValueError, TypeError: `lengths` or `resets` do not fit.
@@ -136,15 +141,20 @@ def arrange(
     # How many rows have step t: those longer than t.
     ended = torch.bincount(counts, minlength=longest + 1).cumsum(0)
     rows = Rows(longest, batch, batch - ended[:longest])
-    step = torch.arange(longest).unsqueeze(1)
-    where = order * time + step if batch_first else step * batch + order
-    places = Places(where.masked_select(rows.present).to(x.device), time * batch)
-    if resets is not None:
-        given = resets.transpose(0, 1) if batch_first else resets
-        resets = places.take(given.flatten())
-        rows = Rows(longest, batch, rows.batch_sizes, resets)
-    x = places.take(input.flatten(0, 1))
+    padding = Padding(order, time, batch_first)
     order = order.to(x.device)
+    x = input
+    is_read = in_place and input.is_floating_point()
+    if resets is not None or not is_read:
+        places = Places.of(rows, padding, input.device)
+        if resets is not None:
+            given = resets.transpose(0, 1) if batch_first else resets
+            rows = replace(rows, resets=places.take(given.flatten()))
+        if not is_read:
+            x = places.take(input.flatten(0, 1))
+    if in_place:
+        rows = replace(rows, padding=padding)
+        return Arrangement(x, rows, True, batch_first, order, time=time)
     return Arrangement(x, rows, True, batch_first, order, places, time)
 
 

@@ -182,9 +182,12 @@ class ThroughTime(_Base):
         lengths: Tensor | None,
         resets: Tensor | None,
     ) -> Any:
-        batch = self._arrange(input, lengths, resets)
+        packs = self.bidirectional or self.proj_size or self.memory_budget is not None
+        batch = self._arrange(input, lengths, resets, in_place=not packs)
         initial = self._initial(batch, hx)
-        masks = dropout.masks(self, batch.x, packed=self.memory_budget is not None)
+        masks = dropout.masks(
+            self, batch.rows.steps, packed=self.memory_budget is not None
+        )
         if self.bidirectional:
             y, final = self._run_both_directions(batch, initial, masks)
         else:
@@ -294,8 +297,13 @@ class ThroughTime(_Base):
         input: Tensor | PackedSequence,
         lengths: Tensor | None,
         resets: Tensor | None,
+        *,
+        in_place: bool,
     ) -> Arrangement:
-        """The batch in the loop's order; refuses what cannot be run."""
+        """The batch in the loop's order; refuses what cannot be run.
+
+        With `in_place`, floats of ragged rows may stay where the caller has them.
+        """
         name = type(self).__name__
         if isinstance(input, PackedSequence):
             self._check_sequence(input.data, "input.data", ("steps",))
@@ -317,6 +325,7 @@ class ThroughTime(_Base):
                 batched=batched,
                 batch_first=self.batch_first,
                 name=name,
+                in_place=in_place,
             )
         checks.require_ids(batch.x, self.input_size, name)
         return batch

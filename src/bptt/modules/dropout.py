@@ -11,7 +11,7 @@ from bptt.outside import inside_transform
 
 
 def masks(
-    module: torch.nn.RNNBase, x: Tensor, *, packed: bool
+    module: torch.nn.RNNBase, steps: tuple[int, ...], *, packed: bool
 ) -> Sequence[Tensor | PackedMask]:
     """For each layer but the last, what its outputs are multiplied by on their way up.
 
@@ -19,7 +19,7 @@ def masks(
 
     Args:
         module: whose dropout it is; none in evaluation.
-        x: the sequence, (time, batch, input), or packed.
+        steps: the shape of the sequence's steps: (time, batch), or of packed ones.
         packed: whether to keep bits, where a gradient is wanted and a loop reads them.
     """
     if not (module.training and module.dropout) or module.num_layers == 1:
@@ -27,7 +27,6 @@ def masks(
     weight = cast(Tensor, module.weight_hh_l0)
     width = module.proj_size or module.hidden_size
     width *= 2 if module.bidirectional else 1
-    steps = x.shape[:-1] if x.is_floating_point() else x.shape
     keep = 1 - module.dropout
     packed = (
         packed

@@ -123,9 +123,9 @@ def _stack(
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
 ) -> OpenedStack:
-    batch = module._arrange(input, lengths, resets)
+    batch = module._arrange(input, lengths, resets, in_place=False)
     initial = module._initial(batch, hx)
-    drawn = dropout.masks(module, batch.x, packed=False)
+    drawn = dropout.masks(module, batch.rows.steps, packed=False)
     masks = [mask for mask in drawn if isinstance(mask, Tensor)]
     ends = [f"l{at}" for at in range(module.num_layers)]
     return OpenedStack(

@@ -103,16 +103,20 @@ class BackwardScan {
     Scratch<> memory(b_.layers * each);
     Scratch<> products(threads * kGroupRows * kPanel);
     Scratch<LayerMemory> layer_memory(b_.layers);
-    // When fused, the states before the steps of two pieces, where they don't lie so.
-    const int64_t states =
-        fused() && !is_plain(s_) ? piece() * s_.batch * b_.hidden : 0;
+    // When fused, the states before the steps of two pieces, where some are zeroed, or
+    // their places, where they only don't lie so.
+    const bool moved = fused() && !is_plain(s_);
+    const int64_t states = moved && s_.resets ? piece() * s_.batch * b_.hidden : 0;
+    const int64_t places = moved && !s_.resets ? piece() * s_.batch : 0;
     Scratch<> before(2 * states);
+    Scratch<int64_t> places_of(2 * places);
     const Gradients none{};
     GradientProducts<kCell> products_of(fused() ? *b_.gradients : none, b_.hidden,
                                         threads);
     LagRows lag_rows(b_, passes_, by_lag());
     if (!products_of || !lag_rows) return false;
-    if (!memory || !products || !layer_memory || !before) return false;
+    if (!memory || !products || !layer_memory || !before || !places_of)
+      return false;
     for (int l = 0; l < b_.layers; ++l) {
       float* W = memory.get() + l * each;
       float* previous = W + 2 * packed;
@@ -147,8 +151,8 @@ class BackwardScan {
         if (overlap || by_lag()) all.wait();
         if (by_lag()) {
           products_of.add(part, passes_.last(lag) * s_.batch, previous(0, lag), ld(),
-                          lag_rows.h(lag), lag_rows.x(lag), lag_rows.ids(lag),
-                          lag_rows.dx(), lag == 0);
+                          lag_rows.h(lag), nullptr, lag_rows.x(lag),
+                          lag_rows.ids(lag), lag_rows.dx(), nullptr, lag == 0);
           if (lag_rows.dx()) {
             all.wait();
             lag_rows.scatter(part, threads, lag);
@@ -157,18 +161,22 @@ class BackwardScan {
           const Gradients& g = *b_.gradients;
           const int64_t begin = piece_begin(lag), row = begin_of(s_, begin);
           const int64_t end = s_.time - lag / piece() * piece();
-          const float* h = b_.layer[0].h + row * b_.hidden;
+          const float* h = b_.layer[0].h + (places ? 0 : row * b_.hidden);
+          int64_t* h_places = places_of.get() + (lag / piece() & 1) * places;
+          if (places) places_before(s_, begin, end, part, threads, h_places);
           if (states) {
             float* to = before.get() + (lag / piece() & 1) * states;
             states_before(s_, begin, end, b_.layer[0].h, b_.hidden, part, threads, to);
             h = to;
           }
           all.wait();
+          // Where rows have places, those count from the array's own begin.
+          const int64_t skip = g.x_places ? 0 : row * g.inputs;
           products_of.add(part, begin_of(s_, end) - row, previous(0, lag), ld(), h,
-                          g.x ? g.x + row * g.inputs : nullptr,
+                          places ? h_places : nullptr, g.x ? g.x + skip : nullptr,
                           g.ids ? g.ids + row : nullptr,
-                          g.dx ? g.dx + row * g.inputs : nullptr,
-                          lag < piece());
+                          g.dx ? g.dx + skip : nullptr,
+                          g.x_places ? g.x_places + row : nullptr, lag < piece());
         }
       }
     };
@@ -180,6 +188,7 @@ class BackwardScan {
  private:
   static constexpr int kGates = gates(kCell);
   static constexpr int kBlocks = delta_blocks(kCell);
+  static constexpr int64_t kStepsAhead = 4;
   static constexpr bool kCarry = kCell == Cell::kGru || kCell == Cell::kLstm;
 
   struct Part {
@@ -342,7 +351,12 @@ class BackwardScan {
     const BackwardLayer& layer = b_.layer[l];
     const int64_t H = b_.hidden, at = u * kPanel, units = min(kPanel, H - at);
     const int64_t row = step_row(r, lag);
-    if (l == b_.layers - 1) prefetch<false>(b_.dy + row * H + at, units);
+    if (l == b_.layers - 1)
+      prefetch<false>(b_.dy + place_of(b_.dy_places, row) * H + at, units);
+    if (b_.dy_places && l == b_.layers - 1 &&
+        passes_.step(pass_of(r), lag) >= kStepsAhead)
+      prefetch<false>(b_.dy + b_.dy_places[step_row(r, lag + kStepsAhead)] * H + at,
+                      units);
     if constexpr (!kCarry) prefetch<false>(layer.h + (row + s_.batch) * H + at, units);
     for (int block = 0; !fused() && block < kBlocks; ++block)
       prefetch<true>(layer.delta + (row * kBlocks + block) * H + at, units);
@@ -364,7 +378,8 @@ class BackwardScan {
     BackwardRow to{};
     to.hidden = H;
     to.ds = ds;
-    if (l == b_.layers - 1 && lag < passes_.k1) to.dy = b_.dy + row * H + at;
+    if (l == b_.layers - 1 && lag < passes_.k1)
+      to.dy = b_.dy + place_of(b_.dy_places, row) * H + at;
     if (ends && layer.dh_end) to.dh_end = layer.dh_end + b * H + at;
     if (ends && layer.dc_end) to.dc_end = layer.dc_end + b * H + at;
     if constexpr (kCarry) {

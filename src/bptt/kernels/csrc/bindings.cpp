@@ -17,6 +17,7 @@
 
 #include "blocks.h"
 #include "layer.h"
+#include "padded.h"
 #include "threads.h"
 
 namespace nb = nanobind;
@@ -114,6 +115,30 @@ std::pair<bptt::Steps, int64_t> steps_of(int64_t T, int64_t B, const RowsTuple& 
   return {s, count};
 }
 
+// Order, time and whether the batch is first; absent where nothing is padded.
+using PaddedTuple = std::optional<std::tuple<Array, int64_t, bool>>;
+
+// A padded batch, and where the rows of its steps stand.
+struct Placed {
+  std::optional<bptt::Padded> padded;
+  std::vector<int64_t> places;
+  int64_t count;  // rows of an array that is padded, if any is
+
+  Placed(const PaddedTuple& given, const bptt::Steps& steps, int64_t rows)
+      : count(rows) {
+    if (!given) return;
+    const auto& [order, time, batch_first] = *given;
+    require(time > 0, "padded rows have steps");
+    count = elements({time, steps.batch});
+    padded = {time, at<int64_t>(order, "order", {steps.batch}), batch_first};
+    require(steps.offsets, "padded rows are ragged");
+    require(bptt::fits(*padded, steps), "the order of padded rows must be one");
+    places.resize(static_cast<size_t>(rows));
+    bptt::find_places(*padded, steps, places.data());
+  }
+  bptt::Places get() const { return padded ? places.data() : nullptr; }
+};
+
 Sizes sizes_of(int64_t time, int64_t batch, int64_t inputs, int64_t hidden) {
   require(time > 0 && batch > 0 && inputs > 0 && hidden > 0, "sizes must be positive");
   elements({time + 1, batch, 4, hidden});
@@ -133,9 +158,10 @@ using TapeTuple = std::pair<Array, MaybeArray>;
 
 void forward(const std::string& name, int threads, int kind,
              std::tuple<int64_t, int64_t, int64_t, int64_t> sizes, const RowsTuple& rows,
-             MaybeArray x, MaybeArray ids, const std::vector<WeightTuple>& weights,
-             const std::vector<Array>& masks, Array h0, MaybeArray c0, Array y,
-             Array h_end, MaybeArray c_end, const std::vector<TapeTuple>& tapes) {
+             const PaddedTuple& padded, MaybeArray x, MaybeArray ids,
+             const std::vector<WeightTuple>& weights, const std::vector<Array>& masks,
+             Array h0, MaybeArray c0, Array y, Array h_end, MaybeArray c_end,
+             const std::vector<TapeTuple>& tapes) {
   const bptt::Kernels& kernels = variant(name);
   const auto [T, B, I, H] = std::apply(sizes_of, sizes);
   require_threads(threads);
@@ -153,11 +179,14 @@ void forward(const std::string& name, int threads, int kind,
   s.inputs = I;
   s.hidden = H;
   s.layers = static_cast<int>(L);
+  const Placed placed(padded, steps, N);
   require(x.has_value() != ids.has_value(), "give x or ids");
-  s.x = at(x, "x", {N, I});
+  s.x = at(x, "x", {placed.count, I});
   s.ids = at<int64_t>(ids, "ids", {N});
+  if (s.x) s.x_places = placed.get();
   s.h0 = at(h0, "h0", {L, B, H});
-  s.y = at(y, "y", {N, H});
+  s.y = at(y, "y", {placed.count, H});
+  s.y_places = placed.get();
   s.h_end = at(h_end, "h_end", {L, B, H});
   require(c0.has_value() == lstm && c_end.has_value() == lstm, "c is for LSTM");
   s.c0 = at(c0, "c0", {L, B, H});
@@ -186,6 +215,7 @@ void forward(const std::string& name, int threads, int kind,
   bptt::Team team(N <= 8 ? bptt::useful_threads(threads, 12 * work)
                          : bptt::useful_threads(threads, N * work));
   require_memory(bptt::stack_forward(kernels, team, s));
+  if (placed.padded) bptt::clear_padding(team, *placed.padded, steps, H, s.y);
 }
 
 using LayerTuple =
@@ -196,28 +226,31 @@ using GradientTuple =
     std::tuple<int64_t, MaybeArray, MaybeArray, Array, MaybeArray, MaybeArray, MaybeArray,
                MaybeArray, MaybeArray>;
 
-// rows: of all steps.
-bptt::Gradients gradients_of(const GradientTuple& tuple, int64_t rows, int64_t H,
-                             int64_t width) {
+// rows: of all steps; x and dx are padded if `placed` is.
+bptt::Gradients gradients_of(const GradientTuple& tuple, const Placed& placed,
+                             int64_t rows, int64_t H, int64_t width) {
   const auto& [I, x, ids, U, dU, dW, db_ih, db_hh, dx] = tuple;
   sizes_of(rows, 1, I, H);
   bptt::Gradients g{};
   g.inputs = I;
   require(x.has_value() != ids.has_value(), "give x or ids");
-  g.x = at(x, "x", {rows, I});
+  elements({placed.count, I});
+  g.x = at(x, "x", {placed.count, I});
   g.ids = at<int64_t>(ids, "ids", {rows});
+  g.x_places = placed.get();
   g.U = at(U, "U", {width, I});
   g.dU = at(dU, "dU", {width, I});
   g.dW = at(dW, "dW", {width, H});
   g.db_ih = at(db_ih, "db_ih", {width});
   g.db_hh = at(db_hh, "db_hh", {width});
-  g.dx = at(dx, "dx", {rows, I});
+  g.dx = at(dx, "dx", {placed.count, I});
   if (g.ids) require_ids(g.ids, rows, I);
   return g;
 }
 
 void backward(const std::string& name, int threads, int kind,
               std::tuple<int64_t, int64_t, int64_t> sizes, const RowsTuple& rows_given,
+              const PaddedTuple& padded_dy, const PaddedTuple& padded_x,
               std::optional<std::pair<int64_t, int64_t>> truncation, Array dy,
               const std::vector<LayerTuple>& layers,
               const std::optional<GradientTuple>& gradients) {
@@ -238,7 +271,9 @@ void backward(const std::string& name, int threads, int kind,
   elements({b.k1, 4});
   elements({b.k2, 4});
   elements({T + b.k1, B, 4, H});  // no more rows than that run
-  b.dy = at(dy, "dy", {N, H});
+  const Placed placed_dy(padded_dy, steps, N), placed_x(padded_x, steps, N);
+  b.dy = at(dy, "dy", {placed_dy.count, H});
+  b.dy_places = placed_dy.get();
   require(!layers.empty() && layers.size() < 1u << 20, "give the layers");
   require(!gradients || (b.k2 <= b.k1 && b.k1 <= T && layers.size() == 1),
           "gradients along the way need one layer, and no step that two passes visit");
@@ -268,17 +303,20 @@ void backward(const std::string& name, int threads, int kind,
   nb::gil_scoped_release released;
   bptt::Gradients g{};
   if (gradients) {
-    g = gradients_of(*gradients, N, H, width);
+    g = gradients_of(*gradients, placed_x, N, H, width);
     b.gradients = &g;
   }
   const int64_t rows = N * std::min(b.k2, b.k2 / b.k1 + 1);
   bptt::Team team(bptt::useful_threads(threads, rows * width * H * b.layers * 3));
   require_memory(bptt::layer_backward(kernels, team, b));
+  if (placed_x.padded && g.dx)
+    bptt::clear_padding(team, *placed_x.padded, steps, g.inputs, g.dx);
 }
 
 void gradients(const std::string& name, int threads, int kind,
                std::tuple<int64_t, int64_t, int64_t> sizes, const RowsTuple& rows,
-               Array delta, Array h, const GradientTuple& gradients) {
+               const PaddedTuple& padded, Array delta, Array h,
+               const GradientTuple& gradients) {
   const bptt::Kernels& kernels = variant(name);
   const auto [T, B, H] = sizes;
   sizes_of(T, B, H, H);
@@ -287,12 +325,16 @@ void gradients(const std::string& name, int threads, int kind,
   const auto [steps, N] = steps_of(T, B, rows);
   const float* delta_at = at(delta, "delta", {N, bptt::delta_blocks(cell) * H});
   const float* h_at = at(h, "h", {B + N, H});
+  const Placed placed(padded, steps, N);
   nb::gil_scoped_release released;
-  const bptt::Gradients g = gradients_of(gradients, N, H, bptt::gates(cell) * H);
+  const bptt::Gradients g =
+      gradients_of(gradients, placed, N, H, bptt::gates(cell) * H);
   bptt::Team team(
       bptt::useful_threads(threads, N * bptt::gates(cell) * H * (H + g.inputs)));
   require_memory(
       bptt::layer_gradients(kernels, team, cell, steps, H, delta_at, h_at, g));
+  if (placed.padded && g.dx)
+    bptt::clear_padding(team, *placed.padded, steps, g.inputs, g.dx);
 }
 
 void back_lag(const std::string& name, int threads, int kind,
@@ -366,19 +408,23 @@ NB_MODULE(_native, m) {
   bptt::watch_forks();
   m.def("variants", &variants);
   m.def("forward", &forward, nb::arg("name"), nb::arg("threads"), nb::arg("cell"),
-        nb::arg("sizes"), nb::arg("rows"), nb::arg("x").none(), nb::arg("ids").none(), nb::arg("weights"),
+        nb::arg("sizes"), nb::arg("rows"), nb::arg("padded").none(),
+        nb::arg("x").none(), nb::arg("ids").none(), nb::arg("weights"),
         nb::arg("masks"), nb::arg("h0"), nb::arg("c0").none(), nb::arg("y"),
         nb::arg("h_end"), nb::arg("c_end").none(), nb::arg("tapes"));
   m.def("tape_floats", &tape_floats, nb::arg("name"), nb::arg("cell"), nb::arg("rows"),
         nb::arg("hidden"));
   m.def("empty", &empty, nb::arg("elements"));
   m.def("backward", &backward, nb::arg("name"), nb::arg("threads"), nb::arg("cell"),
-        nb::arg("sizes"), nb::arg("rows"), nb::arg("truncation").none(), nb::arg("dy"), nb::arg("layers"),
+        nb::arg("sizes"), nb::arg("rows"), nb::arg("padded_dy").none(),
+        nb::arg("padded_x").none(), nb::arg("truncation").none(), nb::arg("dy"),
+        nb::arg("layers"),
         nb::arg("gradients").none());
   m.def("back_lag", &back_lag, nb::arg("name"), nb::arg("threads"), nb::arg("cell"),
         nb::arg("sizes"), nb::arg("steps"), nb::arg("W"), nb::arg("h"), nb::arg("tape").none(),
         nb::arg("ds"), nb::arg("dc").none(), nb::arg("delta"), nb::arg("ds_before"),
         nb::arg("dc_before").none(), nb::arg("squares"), nb::arg("squares_c").none());
   m.def("gradients", &gradients, nb::arg("name"), nb::arg("threads"), nb::arg("cell"),
-        nb::arg("sizes"), nb::arg("rows"), nb::arg("delta"), nb::arg("h"), nb::arg("gradients"));
+        nb::arg("sizes"), nb::arg("rows"), nb::arg("padded").none(), nb::arg("delta"),
+        nb::arg("h"), nb::arg("gradients"));
 }

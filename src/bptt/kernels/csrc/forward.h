@@ -109,6 +109,14 @@ class ForwardScan {
     return (t ? f_.h + begin_of(s_, t - 1) * f_.hidden : f_.h0) + b * f_.hidden;
   }
 
+  // (inputs) of row `row` of all; (hidden) of its output.
+  const float* x_of(int64_t row) const {
+    return f_.x + place_of(f_.x_places, row) * f_.inputs;
+  }
+  float* y_of(int64_t row) const {
+    return f_.y + place_of(f_.y_places, row) * f_.hidden;
+  }
+
   // One thread's share: rows of the batch, panels of units, and where it works.
   struct Part {
     Range rows, panels;
@@ -253,7 +261,7 @@ class ForwardScan {
         const int64_t depth = min(kDepth, I - k);
         for (int64_t r = 0, at = step; r < height; r += kRows) {
           while (p.first[at + 1] <= low + r) ++at;
-          pack_rows(p, t, at, low + r, min(kRows, height - r), k, depth,
+          pack_rows(p, t, at, low + r, min(kRows, height - r), all, k, depth,
                     p.left + r * depth);
         }
         for (int64_t u = p.panels.begin; u < p.panels.end; ++u)
@@ -269,22 +277,19 @@ class ForwardScan {
   }
 
   // Rows of x, counted over steps and this thread's rows, in the order of tiles; the
-  // first, `low`, is of step t + step.
+  // first, `low` of `all`, is of step t + step.
   void pack_rows(const Part& p, int64_t t, int64_t step, int64_t low, int64_t count,
-                 int64_t k, int64_t depth, float* to) const {
+                 int64_t all, int64_t k, int64_t depth, float* to) const {
     auto row_of = [&](int64_t i) {
       while (p.first[step + 1] <= i) ++step;
       return begin_of(s_, t + step) + p.rows.begin + i - p.first[step];
     };
-    const bool whole = p.rows.begin == 0 && p.rows.end == s_.batch;
-    if (whole || low + count <= p.first[step + 1]) {  // they lie one after another
-      pack<kRows>(f_.x + row_of(low) * f_.inputs + k, f_.inputs, 1, count, depth, to);
-      return;
-    }
-    for (int64_t i = 0; i < count; ++i) {
-      const float* from = f_.x + row_of(low + i) * f_.inputs + k;
-      for (int64_t j = 0; j < depth; ++j) to[j * kRows + i] = from[j];
-    }
+    const float* rows[kRows];
+    for (int64_t i = 0; i < count; ++i) rows[i] = x_of(row_of(low + i)) + k;
+    if (f_.x_places)
+      for (int64_t i = low + kRowsAhead; i < min(low + kRowsAhead + count, all); ++i)
+        prefetch<false>(x_of(row_of(i)) + k, depth);
+    pack_across<kRows>(rows, count, depth, to);
   }
 
   // Step t of this thread's rows and units: z += W h, then the cell's arithmetic.
@@ -328,7 +333,7 @@ class ForwardScan {
             for (int gate = 0; gate < kGates; ++gate) {
               const int64_t at = gate * H + u * kPanel;
               if (f_.x)
-                dot_row(f_.x + row * I, f_.U + at * I, I, I, {0, units(u)},
+                dot_row(x_of(row), f_.U + at * I, I, I, {0, units(u)},
                         z + input_block(kCell, gate) * kPanel);
               dot_row(h_before(t, b), f_.W + at * H, H, H, {0, units(u)},
                       z + gate * kPanel);
@@ -350,7 +355,9 @@ class ForwardScan {
     const int64_t H = f_.hidden, at = u * kPanel;
     const int64_t row = begin_of(s_, t) + b;
     prefetch<true>(f_.h + row * H + at, units(u));
-    if (f_.y) prefetch<true>(f_.y + row * H + at, units(u));
+    if (f_.y) prefetch<true>(y_of(row) + at, units(u));
+    if (f_.y && f_.y_places && t + 1 < s_.time && b < rows_at(s_, t + 1))
+      prefetch<true>(y_of(begin_of(s_, t + 1) + b) + at, units(u));
   }
 
   // The cell's arithmetic of step t, row b and panel u.
@@ -362,7 +369,7 @@ class ForwardScan {
     to.z = z;
     to.h_prev = h_before(t, b) + at;
     to.h = f_.h + row * H + at;
-    if (f_.y) to.y = f_.y + row * H + at;
+    if (f_.y) to.y = y_of(row) + at;
     if (h_copy) to.h_copy = h_copy + at;
     if constexpr (kCell == Cell::kLstm) {
       to.c = f_.c + b * H + at;

@@ -34,20 +34,23 @@ class GradientProducts {
   explicit operator bool() const { return packs_ && sums_; }
 
   // Thread `part`'s share for `rows` (step, batch) rows: delta, rows of stride lda, and
-  // what belongs to its rows: h before the step, x or ids, and where dx goes.
+  // what belongs to its rows: h before the step, x or ids, and where dx goes; with their
+  // places in h, and in x and dx.
   void add(int part, int64_t rows, const float* delta, int64_t lda, const float* h,
-           const float* x, const int64_t* ids, float* dx, bool first) const {
+           Places h_places, const float* x, const int64_t* ids, float* dx,
+           Places x_places, bool first) const {
     const float* input_delta = delta + kInput * H_;
     if (g_.dW) {
       if constexpr (kCell == Cell::kGru) {
-        weights(part, rows, delta + H_, lda, 2 * H_, h, H_, g_.dW, first);
-        weights(part, rows, delta, lda, H_, h, H_, g_.dW + 2 * H_ * H_, first);
+        weights(part, rows, delta + H_, lda, 2 * H_, h, H_, h_places, g_.dW, first);
+        weights(part, rows, delta, lda, H_, h, H_, h_places, g_.dW + 2 * H_ * H_, first);
       } else {
-        weights(part, rows, delta, lda, kGates * H_, h, H_, g_.dW, first);
+        weights(part, rows, delta, lda, kGates * H_, h, H_, h_places, g_.dW, first);
       }
     }
     if (g_.dU && g_.x)
-      weights(part, rows, input_delta, lda, kGates * H_, x, g_.inputs, g_.dU, first);
+      weights(part, rows, input_delta, lda, kGates * H_, x, g_.inputs, x_places, g_.dU,
+              first);
     if (g_.dU && g_.ids) columns(part, rows, input_delta, lda, ids, first);
     if (g_.db_ih || g_.db_hh)
       column_sums(rows, share(kBlocks * H_, kLanes, part, threads_), delta, lda,
@@ -61,6 +64,7 @@ class GradientProducts {
       p.b = {g_.U, g_.inputs, 1};
       p.c = dx;
       p.ldc = g_.inputs;
+      p.c_places = x_places;
       product_part(p, part);
     }
   }
@@ -99,13 +103,15 @@ class GradientProducts {
 
   // to (count, n) [+]= [delta columns]^T right (rows, n)
   void weights(int part, int64_t rows, const float* delta, int64_t lda, int64_t count,
-               const float* right, int64_t n, float* to, bool first) const {
+               const float* right, int64_t n, Places places, float* to,
+               bool first) const {
     Product p{};
     p.m = count;
     p.n = n;
     p.k = rows;
     p.a = {delta, 1, lda};
     p.b = {right, n, 1};
+    p.b_places = places;
     p.c = to;
     p.ldc = n;
     p.add = !first;
@@ -145,12 +151,12 @@ class GradientProducts {
 
 template <Cell kCell>
 bool all_gradients(Team& team, int64_t rows, int64_t hidden, const float* delta,
-                   const float* h, const Gradients& g) {
+                   const float* h, Places h_places, const Gradients& g) {
   GradientProducts<kCell> products(g, hidden, team.size());
   if (!products) return false;
   auto work = [&](int part) {
-    products.add(part, rows, delta, delta_blocks(kCell) * hidden, h, g.x, g.ids, g.dx,
-                 true);
+    products.add(part, rows, delta, delta_blocks(kCell) * hidden, h, h_places, g.x,
+                 g.ids, g.dx, g.x_places, true);
   };
   parallel(team, work);
   products.finish();
@@ -158,15 +164,15 @@ bool all_gradients(Team& team, int64_t rows, int64_t hidden, const float* delta,
 }
 
 bool gradients(Team& team, Cell cell, int64_t rows, int64_t hidden, const float* delta,
-               const float* h, const Gradients& g) {
+               const float* h, Places h_places, const Gradients& g) {
   switch (cell) {
     case Cell::kTanh:
     case Cell::kRelu:
-      return all_gradients<Cell::kTanh>(team, rows, hidden, delta, h, g);
+      return all_gradients<Cell::kTanh>(team, rows, hidden, delta, h, h_places, g);
     case Cell::kGru:
-      return all_gradients<Cell::kGru>(team, rows, hidden, delta, h, g);
+      return all_gradients<Cell::kGru>(team, rows, hidden, delta, h, h_places, g);
     case Cell::kLstm:
-      return all_gradients<Cell::kLstm>(team, rows, hidden, delta, h, g);
+      return all_gradients<Cell::kLstm>(team, rows, hidden, delta, h, h_places, g);
   }
   return false;
 }

@@ -31,12 +31,17 @@ struct Steps {
   const uint8_t* resets;   // (rows), whether the state is zeroed before; or null
 };
 
+// Where each of the rows stands in an array that its owner has in another order or with
+// more rows: (rows) of int64, no place twice; null where they stand as they are counted.
+using Places = const int64_t*;
+
 struct Forward {
   Cell cell;
   Steps steps;
   int64_t inputs, hidden;
   const float* x;      // (rows, inputs); or null, and then
   const int64_t* ids;  // (rows), each in [0, inputs): one-hot input
+  Places x_places;     // in x
   const float* U;      // (gates * hidden, inputs)
   const float* U_columns;  // for many ids: (inputs, gates * hidden), U transposed
   const float* W;      // (gates * hidden, hidden)
@@ -45,6 +50,7 @@ struct Forward {
   const float* h0;  // (batch, hidden), before the first step
   float* h;  // (rows, hidden)
   float* y;  // (rows, hidden), a copy of h; or null
+  Places y_places;  // in y
   float* c;  // LSTM: (batch, hidden), changed in place
   float* tape;  // what the way back needs: Kernels::tape_floats; or null
 };
@@ -69,6 +75,7 @@ struct Gradients {
   int64_t inputs;
   const float* x;      // as in Forward
   const int64_t* ids;
+  Places x_places;     // in x and dx
   const float* U;
   float* dU;      // (gates * hidden, inputs), or (inputs, gates * hidden) for
                   // `dU_columns`, then zeros and added to; or null
@@ -86,6 +93,7 @@ struct Backward {
   int64_t hidden;
   int64_t k1, k2;            // full BPTT is (time, time)
   const float* dy;           // (rows, hidden), error of the top layer's outputs
+  Places dy_places;          // in dy
   int layers;
   const BackwardLayer* layer;  // bottom first
   // For one layer, if no step is visited by two passes (k2 <= k1 <= time): its
@@ -120,9 +128,9 @@ struct Kernels {
   bool (*forward)(Team&, const Forward&);
   bool (*backward)(Team&, const Backward&);
   // The gradients from deltas (rows, delta_blocks * hidden) and the states before their
-  // steps, h (rows, hidden).
+  // steps, h (rows, hidden), or at their places there.
   bool (*gradients)(Team&, Cell, int64_t rows, int64_t hidden, const float* delta,
-                    const float* h, const Gradients&);
+                    const float* h, Places h_places, const Gradients&);
   bool (*back_lag)(Team&, const LagBack&);
   // to (n, m) = the transpose of from (m, n).
   void (*transpose)(Team&, int64_t m, int64_t n, const float* from, float* to);

@@ -50,10 +50,11 @@ bool stack_forward(const Kernels& kernels, Team& team, const Stack& s) {
   const int64_t state = s.steps.batch * s.hidden, steps = rows_of(s.steps) * s.hidden;
   const bool is_lstm = s.cell == Cell::kLstm;
   // What passes between layers, where no tape holds it.
-  const bool loose = s.layers > 1 && !s.layer[0].h;
+  const bool loose = !s.layer[0].h && (s.layers > 1 || s.y_places);
   bool masked = false;
   for (int l = 0; l + 1 < s.layers; ++l) masked |= s.layer[l].mask != nullptr;
-  Scratch<> between(loose ? 2 * steps : 0), input(masked ? steps : 0);
+  Scratch<> between(!loose ? 0 : s.layers > 1 ? 2 * steps : steps);
+  Scratch<> input(masked ? steps : 0);
   if (!between || !input) return false;
   Forward f{};
   f.cell = s.cell;
@@ -62,6 +63,7 @@ bool stack_forward(const Kernels& kernels, Team& team, const Stack& s) {
   f.inputs = s.inputs;
   f.x = s.x;
   f.ids = s.ids;
+  f.x_places = s.x_places;
   for (int l = 0; l < s.layers; ++l) {
     const StackLayer& layer = s.layer[l];
     const bool top = l + 1 == s.layers;
@@ -74,9 +76,10 @@ bool stack_forward(const Kernels& kernels, Team& team, const Stack& s) {
       std::copy_n(f.h0, state, layer.h);
       f.h = layer.h + state;
     } else {
-      f.h = top ? s.y : between.get() + l % 2 * steps;
+      f.h = top && !s.y_places ? s.y : between.get() + l % 2 * steps;
     }
-    f.y = top && layer.h ? s.y : nullptr;
+    f.y = top && f.h != s.y ? s.y : nullptr;
+    f.y_places = f.y ? s.y_places : nullptr;
     if (is_lstm) {
       f.c = s.c_end + l * state;
       std::copy_n(s.c0 + l * state, state, f.c);
@@ -86,6 +89,7 @@ bool stack_forward(const Kernels& kernels, Team& team, const Stack& s) {
     copy_ends(s.steps, s.hidden, f.h, s.h_end + l * state);
     f.inputs = s.hidden;
     f.ids = nullptr;
+    f.x_places = nullptr;
     f.x = f.h;
     if (!top && layer.mask) {
       for (int64_t i = 0; i < steps; ++i) input.get()[i] = f.h[i] * layer.mask[i];
@@ -130,15 +134,19 @@ bool layer_gradients(const Kernels& kernels, Team& team, Cell cell, const Steps&
                      int64_t hidden, const float* delta, const float* h,
                      Gradients gradients) {
   const int64_t rows = rows_of(steps);
-  Scratch<> before(is_plain(steps) ? 0 : rows * hidden);
-  if (!before) return false;
-  if (!is_plain(steps)) {
+  const bool moved = !is_plain(steps) && !steps.resets;
+  Scratch<> before(steps.resets ? rows * hidden : 0);
+  Scratch<int64_t> places(moved ? rows : 0);
+  if (!before || !places) return false;
+  if (moved) places_before(steps, 0, steps.time, 0, 1, places.get());
+  if (steps.resets) {
     states_before(steps, 0, steps.time, h, hidden, 0, 1, before.get());
     h = before.get();
   }
   return with_columns(kernels, team, rows, gates(cell) * hidden, gradients,
                       [&](const Gradients& g) {
-                        return kernels.gradients(team, cell, rows, hidden, delta, h, g);
+                        return kernels.gradients(team, cell, rows, hidden, delta, h,
+                                                 moved ? places.get() : nullptr, g);
                       });
 }
 

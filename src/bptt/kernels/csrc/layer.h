@@ -32,9 +32,11 @@ struct Stack {
   const StackLayer* layer;  // bottom first
   const float* x;           // as in Forward
   const int64_t* ids;
+  Places x_places;
   const float* h0;  // (layers, batch, hidden)
   const float* c0;  // LSTM: the same
   float* y;         // (rows, hidden), of the top layer
+  Places y_places;
   float* h_end;     // (layers, batch, hidden)
   float* c_end;
 };

@@ -10,6 +10,16 @@ namespace {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Brings floats into the cache while something else runs: rows that lie pages apart, or
+// in an order of their own, are foreseen by no processor.
+template <bool kWrite>
+inline void prefetch(const float* from, int64_t floats) {
+  for (int64_t i = 0; i < floats; i += 16) __builtin_prefetch(from + i, kWrite, 2);
+}
+
+// How many rows ahead of the one that is packed.
+constexpr int64_t kRowsAhead = 16;
+
 // Rows that tiles read side by side must not be a power of two apart, or they would
 // all want the same lines of the cache.
 inline int64_t padded_stride(int64_t columns) {
@@ -19,12 +29,13 @@ inline int64_t padded_stride(int64_t columns) {
 typedef float Four __attribute__((vector_size(16)));
 typedef float UnalignedFour __attribute__((vector_size(16), aligned(4), may_alias));
 
-// to[k * step + i] = from[i * ld + k] for i, k < 4.
-inline void transpose_four(const float* from, int64_t ld, float* to, int64_t step) {
-  Four a = *reinterpret_cast<const UnalignedFour*>(from);
-  Four b = *reinterpret_cast<const UnalignedFour*>(from + ld);
-  Four c = *reinterpret_cast<const UnalignedFour*>(from + 2 * ld);
-  Four d = *reinterpret_cast<const UnalignedFour*>(from + 3 * ld);
+// to[k * step + i] = rows[i][at + k] for i, k < 4.
+inline void transpose_four(const float* const* rows, int64_t at, float* to,
+                           int64_t step) {
+  Four a = *reinterpret_cast<const UnalignedFour*>(rows[0] + at);
+  Four b = *reinterpret_cast<const UnalignedFour*>(rows[1] + at);
+  Four c = *reinterpret_cast<const UnalignedFour*>(rows[2] + at);
+  Four d = *reinterpret_cast<const UnalignedFour*>(rows[3] + at);
   Four ab_low{a[0], b[0], a[1], b[1]}, ab_high{a[2], b[2], a[3], b[3]};
   Four cd_low{c[0], d[0], c[1], d[1]}, cd_high{c[2], d[2], c[3], d[3]};
   *reinterpret_cast<UnalignedFour*>(to) =
@@ -37,6 +48,47 @@ inline void transpose_four(const float* from, int64_t ld, float* to, int64_t ste
       Four{ab_high[2], ab_high[3], cd_high[2], cd_high[3]};
 }
 
+// to[k * step + i] = from[i * ld + k] for i, k < 4.
+inline void transpose_four(const float* from, int64_t ld, float* to, int64_t step) {
+  const float* const rows[] = {from, from + ld, from + 2 * ld, from + 3 * ld};
+  transpose_four(rows, 0, to, step);
+}
+
+// to (depth, Width): to[k][i] = rows[i][k] for i < count, else 0.
+template <int Width>
+void pack_across(const float* const* rows, int64_t count, int64_t depth, float* to) {
+  int64_t i = 0;
+  for (; i + 4 <= count; i += 4) {
+    int64_t k = 0;
+    for (; k + 4 <= depth; k += 4)
+      transpose_four(rows + i, k, to + k * Width + i, Width);
+    for (; k < depth; ++k)
+      for (int j = 0; j < 4; ++j) to[k * Width + i + j] = rows[i + j][k];
+  }
+  for (; i < count; ++i)
+    for (int64_t k = 0; k < depth; ++k) to[k * Width + i] = rows[i][k];
+  for (; i < Width; ++i)
+    for (int64_t k = 0; k < depth; ++k) to[k * Width + i] = 0;
+}
+
+// Panels of (depth, kPanel) one after another: to[p][k][i] = from[places[k] * ld + j] for
+// j = p * kPanel + i < width, else 0. Row by row, so that each is read at once; `places`
+// go on as far as `all`.
+inline void pack_placed(const float* from, Places places, int64_t all, int64_t ld,
+                        int64_t width, int64_t depth, float* to) {
+  constexpr int64_t kAhead = 32;  // rows, while which the memory answers
+  for (int64_t k = 0; k < depth; ++k) {
+    if (k + kAhead < all) prefetch<false>(from + places[k + kAhead] * ld, width);
+    const float* row = from + places[k] * ld;
+    float* packed = to + k * kPanel;
+    int64_t j = 0;
+    for (; j + kPanel <= width; j += kPanel, packed += depth * kPanel)
+      for (int i = 0; i < kPanel; i += kLanes) store(packed + i, load(row + j + i));
+    for (int64_t i = 0; j < width && i < kPanel; ++i)
+      packed[i] = j + i < width ? row[j + i] : 0;
+  }
+}
+
 // to (depth, Width): to[k][i] = from[i * across + k * along] for i < count, else 0.
 template <int Width>
 void pack(const float* from, int64_t across, int64_t along, int64_t count,
@@ -46,16 +98,13 @@ void pack(const float* from, int64_t across, int64_t along, int64_t count,
       for (int i = 0; i < Width; ++i) to[k * Width + i] = from[k * along + i];
     return;
   }
+  if (along == 1) {
+    const float* rows[Width];
+    for (int64_t i = 0; i < count; ++i) rows[i] = from + i * across;
+    pack_across<Width>(rows, count, depth, to);
+    return;
+  }
   int64_t i = 0;
-  if (along == 1)
-    for (; i + 4 <= count; i += 4) {
-      int64_t k = 0;
-      for (; k + 4 <= depth; k += 4)
-        transpose_four(from + i * across + k, across, to + k * Width + i, Width);
-      for (; k < depth; ++k)
-        for (int j = 0; j < 4; ++j)
-          to[k * Width + i + j] = from[(i + j) * across + k];
-    }
   for (; i < count; ++i)
     for (int64_t k = 0; k < depth; ++k)
       to[k * Width + i] = from[i * across + k * along];

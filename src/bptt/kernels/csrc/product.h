@@ -4,6 +4,7 @@
 #pragma once
 
 #include "pack.h"
+#include "steps.h"
 #include "threads.h"
 
 namespace bptt {
@@ -23,6 +24,8 @@ struct Product {
   float* c;
   int64_t ldc;
   bool add;  // to what c holds
+  Places b_places;  // of the rows of b, whose columns lie side by side; or null
+  Places c_places;
 };
 
 constexpr int64_t kBlockRows = 12 * kRows;     // of the left factor, packed at a time
@@ -73,33 +76,41 @@ inline void product_block(const Product& p, Range rows, Range columns, float* le
     int64_t width = min(kBlockColumns, columns.end - j);
     for (int64_t k = 0; k < p.k; k += kDepth) {
       int64_t depth = min(kDepth, p.k - k);
-      for (int64_t at = 0; at < width; at += kPanel)
-        pack<kPanel>(p.b.data + k * p.b.row + (j + at) * p.b.column, p.b.column,
-                     p.b.row, min(kPanel, width - at), depth, right + at * depth);
+      if (p.b_places)
+        pack_placed(p.b.data + j, p.b_places + k, p.k - k, p.b.row, width, depth, right);
+      else
+        for (int64_t at = 0; at < width; at += kPanel)
+          pack<kPanel>(p.b.data + k * p.b.row + (j + at) * p.b.column, p.b.column,
+                       p.b.row, min(kPanel, width - at), depth, right + at * depth);
       for (int64_t i = rows.begin; i < rows.end; i += kBlockRows) {
         int64_t height = min(kBlockRows, rows.end - i);
         for (int64_t at = 0; at < height; at += kRows)
           pack<kRows>(p.a.data + (i + at) * p.a.row + k * p.a.column, p.a.row,
                       p.a.column, min(kRows, height - at), depth, left + at * depth);
-        for (int64_t low = 0; low < height; low += kRows)
+        for (int64_t low = 0; low < height; low += kRows) {
+          if (p.c_places)
+            for (int64_t r = low + 2 * kRows; r < min(low + 3 * kRows, height); ++r)
+              prefetch<true>(p.c + p.c_places[i + r] * p.ldc + j, width);
           for (int64_t at = 0; at < width; at += kPanel) {
             int64_t count = min(kRows, height - low);
             int64_t valid = min(kPanel, width - at);
-            float* c = p.c + (i + low) * p.ldc + j + at;
-            float* to = valid == kPanel ? c : edge;
-            int64_t ld = valid == kPanel ? p.ldc : kPanel;
+            auto c = [&](int64_t r) {
+              return p.c + place_of(p.c_places, i + low + r) * p.ldc + j + at;
+            };
+            // Whole tiles go where they belong at once.
+            const bool direct = valid == kPanel && !p.c_places;
+            float* to = direct ? c(0) : edge;
+            int64_t ld = direct ? p.ldc : kPanel;
             bool add = k > 0 || p.add;
-            if (to == edge && add)
-              for (int64_t r = 0; r < count; ++r)
-                std::memcpy(edge + r * kPanel, c + r * p.ldc,
-                            static_cast<size_t>(valid) * sizeof(float));
+            const size_t bytes = static_cast<size_t>(valid) * sizeof(float);
+            for (int64_t r = 0; r < count && !direct && add; ++r)
+              std::memcpy(edge + r * kPanel, c(r), bytes);
             tile<true>(count, depth, left + low * depth, 1, right + at * depth, to, ld,
                        add);
-            if (to == edge)
-              for (int64_t r = 0; r < count; ++r)
-                std::memcpy(c + r * p.ldc, edge + r * kPanel,
-                            static_cast<size_t>(valid) * sizeof(float));
+            for (int64_t r = 0; r < count && !direct; ++r)
+              std::memcpy(c(r), edge + r * kPanel, bytes);
           }
+        }
       }
     }
   }

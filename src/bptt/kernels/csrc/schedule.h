@@ -121,13 +121,6 @@ inline int64_t group_rows(int64_t low, int64_t end) {
   return min(low % kRows ? kRows - low % kRows : kGroupRows, end - low);
 }
 
-// Brings the units of a panel into the cache while a product runs: the rows of a step
-// lie pages apart, which no processor foresees.
-template <bool kWrite>
-inline void prefetch(const float* from, int64_t floats) {
-  for (int64_t i = 0; i < floats; i += 16) __builtin_prefetch(from + i, kWrite, 2);
-}
-
 // A step's product: c (rows, count * kPanel), rows of stride ldc, = [c +] a (rows, depth)
 // times panels b[0 .. count), each (depth, kPanel), the last one first if `back`; rows up
 // to kGroupRows.

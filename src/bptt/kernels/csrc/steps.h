@@ -13,6 +13,11 @@ inline int64_t begin_of(const Steps& s, int64_t t) {
   return s.offsets ? s.offsets[t] : t * s.batch;
 }
 
+// Where row `row` of all stands.
+inline int64_t place_of(Places places, int64_t row) {
+  return places ? places[row] : row;
+}
+
 // How many rows have step t: the first of those that have the step before.
 inline int64_t rows_at(const Steps& s, int64_t t) {
   return s.offsets ? s.offsets[t + 1] - s.offsets[t] : s.batch;
@@ -26,6 +31,17 @@ inline bool is_reset(const Steps& s, int64_t t, int64_t b) {
 // Whether the state before a step is just the state that the step before left, row by
 // row as they lie.
 inline bool is_plain(const Steps& s) { return !s.offsets && !s.resets; }
+
+// to (rows) = where in h (batch + rows, hidden), as below, the state before each of the
+// steps [first, last) stands if none is reset, of part `part` of the steps.
+inline void places_before(const Steps& s, int64_t first, int64_t last, int part,
+                          int parts, int64_t* to) {
+  const int64_t origin = begin_of(s, first), count = last - first;
+  for (int64_t t = first + count * part / parts;
+       t < first + count * (part + 1) / parts; ++t)
+    for (int64_t b = 0; b < rows_at(s, t); ++b)
+      to[begin_of(s, t) - origin + b] = (t ? s.batch + begin_of(s, t - 1) : 0) + b;
+}
 
 // to (rows, hidden) = the state before each of the steps [first, last), of part `part`
 // of the rows; h (batch + rows, hidden) begins with the initial states.

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bptt.kernels import choice, native
-from bptt.modules.places import Places, _is_lent_to
+from bptt.places import Places, _is_lent_to
 
 WIDTH = 22_000  # large enough for memory that is used again
 LENGTHS = [2, 5, 1, 4]

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bptt.autograd import inside_transform
 from bptt.kernels import native
+from bptt.rows import Padding, Rows
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,17 @@ class Places:
 
     where: Tensor
     size: int
+
+    @classmethod
+    def of(cls, rows: Rows, padding: Padding, device: torch.device) -> "Places":
+        """Where the steps of ragged rows stand in a batch that is padded so."""
+        step = torch.arange(rows.time).unsqueeze(1)
+        if padding.batch_first:
+            where = padding.order * padding.time + step
+        else:
+            where = step * rows.batch + padding.order
+        where = where.masked_select(rows.present)
+        return cls(where.to(device), padding.time * rows.batch)
 
     def take(self, flat: Tensor) -> Tensor:
         """Packed steps (steps, ...) of a padded batch (size, ...)."""
@@ -89,6 +100,7 @@ class _Place(torch.autograd.Function):
 def _is_lent_to(t: Tensor) -> bool:
     return (
         native.lends_to(t)
-        and not inside_transform()
+        and not torch._C._are_functorch_transforms_active()
+        and torch.autograd.forward_ad._current_level < 0
         and not torch._C._functorch.is_legacy_batchedtensor(t)
     )

@@ -1,0 +1,24 @@
+// Batches as their owners have them: rows in any order, all padded to the same number of
+// steps. The loops count the rows of all steps in their own order, and find them there.
+#pragma once
+
+#include "kernels.h"
+
+namespace bptt {
+
+struct Padded {
+  int64_t time;          // steps of every row, no fewer than the longest row has
+  const int64_t* order;  // (batch), row b of a step is the owner's row order[b]
+  bool batch_first;      // (batch, time, ...), else (time, batch, ...)
+};
+
+// Whether every row of these steps has a place of its own.
+bool fits(const Padded&, const Steps&);
+
+// places (rows) = where the rows of all steps stand.
+void find_places(const Padded&, const Steps&, int64_t* places);
+
+// to (time, batch, width), or batch first: zeros where a row has ended.
+void clear_padding(Team&, const Padded&, const Steps&, int64_t width, float* to);
+
+}  // namespace bptt
