@@ -291,6 +291,30 @@ def test_a_frozen_module_has_a_flow_too():
     torch.testing.assert_close(flow.by_lag, expected)
 
 
+def test_one_sequence_without_a_batch_axis():
+    module = stack("lstm", batch_first=True)
+    flow = gradient_flow(module, weighted(module, X[:, 0], DY[:, 0]))
+    expected = gradient_flow(module, weighted(module, X[None, :, 0], DY[None, :, 0]))
+    torch.testing.assert_close(flow.norms, expected.norms, rtol=0.0, atol=0.0)
+    assert flow.norms.shape == (TIME, TIME)
+    one = gradient_flow(module, weighted(module, X[:1, 0], DY[:1, 0]))
+    assert one.verdict == "The sequence has one step, so nothing goes back."
+
+
+def test_parametrized_weights_count_as_they_are_used():
+    module = torch.nn.GRU(INPUTS, STATE, dtype=torch.float64)
+    torch.nn.utils.parametrizations.weight_norm(module, "weight_hh_l0")
+    flow = gradient_flow(torch.nn.DataParallel(module), weighted(module))
+    assert flow.module == "module"
+    plain = bptt.GRU(INPUTS, STATE, dtype=torch.float64)
+    with torch.no_grad():
+        for name in flow.parameters:
+            getattr(plain, name).copy_(getattr(module, name))
+    expected = gradient_flow(plain, weighted(plain))
+    torch.testing.assert_close(flow.norms, expected.norms)
+    torch.testing.assert_close(flow.by_lag, expected.by_lag)
+
+
 def test_ids_are_one_hot_vectors():
     module = stack("lstm")
     ids = torch.randint(INPUTS, (TIME, BATCH), generator=torch.Generator())

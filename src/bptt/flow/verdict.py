@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 def of(found: "FlowEstimates", tolerance: float) -> str:
     """The verdict on one flow, or on several batches of one model together."""
+    if found.time == 1:
+        return "The sequence has one step, so nothing goes back."
     lines = [
         _reach(found),
         _growth(found),
@@ -41,17 +43,15 @@ def work(problem: Problem, truncation: Truncation) -> float:
 def _reach(found: "FlowEstimates") -> str:
     time, most, half = found.time, found.horizon(0.95), found.horizon(0.5)
     text = (
-        f"95 % of the gradient comes from lags 0 to {most}, half of it from "
-        f"{'lag 0 alone' if half == 0 else f'lags 0 to {half}'}, of {time} steps."
+        f"95 % of the gradient comes from {_lags(most)}, half of it from "
+        f"{_lags(half)}, of {time} steps."
     )
-    if most >= 0.9 * (time - 1) and time > 1:
+    if most >= 0.9 * (time - 1):
         text += " It reaches across the whole sequence: a longer one may show more."
     return text
 
 
 def _growth(found: "FlowEstimates") -> str:
-    if found.time < 2:
-        return ""
     growth = found.growth
     exponent = f"largest Lyapunov exponent {_signed(growth.rate)} a step"
     if growth.kind == "stable":
@@ -96,8 +96,6 @@ def _window(found: "FlowEstimates", tolerance: float) -> str:
 
 
 def _advice(found: "FlowEstimates") -> str:
-    if found.time < 2:
-        return ""
     growth, carried = found.growth, found.problem.carried()
     if growth.kind == "exploding":
         # How much larger the error is that has gone all the way.
@@ -131,6 +129,10 @@ def _advice(found: "FlowEstimates") -> str:
         f"average, which alone halves an error in {_steps(life)}; a bias larger by "
         f"{shift:.1f} would make it {found.time // 2}."
     )
+
+
+def _lags(last: int) -> str:
+    return f"lags 0 to {last}" if last else "lag 0 alone"
 
 
 def _logit(p: float) -> float:

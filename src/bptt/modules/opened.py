@@ -92,8 +92,10 @@ def _as_bptt(module: torch.nn.Module) -> ThroughTime:
         reason = reason_to_leave(module, any_device=True)
         if reason is not None:
             raise NotImplementedError(f"{name} cannot be looked into: {reason}")
-        original, module = module, copy.copy(module)
-        module.__class__ = class_for(original)
+        # `copy.copy` refuses parametrized modules.
+        looked_into: torch.nn.Module = object.__new__(class_for(module))
+        looked_into.__dict__.update(module.__dict__)
+        module = looked_into
     assert isinstance(module, ThroughTime)
     if module.bidirectional:
         raise NotImplementedError(
