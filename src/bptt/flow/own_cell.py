@@ -118,54 +118,53 @@ class _Graph:
 
     def __init__(self, problem: CellProblem) -> None:
         self._batch = problem.rows.batch
+        self._caller = Caller(problem.cell, problem.nest, whole=True)
         pace = Pace.of(problem.rows, problem.x.device)
         self._sizes, self._cuts = pace.sizes, pace.cuts
         self._xs = pace.steps(problem.x)
-        caller = Caller(problem.cell, problem.nest, whole=True)
-        self._caller = caller
-        self._befores = befores = list[Leaves]()
+        self._befores, leaf = self._scan(problem, pace)
+        floating = problem._floating
+        self.output_leaf = floating.index(leaf) if leaf in floating else None
+        leading = 1 if pace.ragged else 2
+        before = [
+            _merged(pace.sequence(parts), leading)
+            for parts in zip(*self._befores, strict=True)
+        ]
+        self._before = [before[at].requires_grad_() for at in floating]
+        self._parameters = list(problem.cell.parameters())
+        for parameter in self._parameters:
+            parameter.requires_grad_()
+        with torch.enable_grad():
+            y, after = self._caller(_merged(problem.x, leading), tuple(before))
+        self._outputs = [y, *(after[at] for at in floating)]
+        zeros = [torch.zeros_like(output) for output in self._outputs]
+        found = vjp(self._outputs, zeros, self._parameters)
+        self.used = [d is not None for d in found]
+
+    def _scan(
+        self, problem: CellProblem, pace: Pace
+    ) -> tuple[list[Leaves], int | None]:
+        """The state before each step, and which leaf of the state the output is."""
+        befores: list[Leaves] = []
         outputs: set[int | None] = set()
 
         def step(x: Tensor, state: Leaves) -> tuple[Tensor, Leaves]:
             befores.append(state)
-            y, after = caller(x, state)
+            y, after = self._caller(x, state)
             same = [at for at, leaf in enumerate(after) if leaf is y]
             outputs.add(same[0] if same else None)
             return y, after
 
         drawn = random_state(problem.x.device)
         with torch.no_grad():
-            scan(step, pace.steps(problem.x), problem.initial, pace)
+            scan(step, self._xs, problem.initial, pace)
         if not same_random_state(drawn, random_state(problem.x.device)):
             raise NotImplementedError(
                 f"{type(problem.cell).__name__} draws random numbers, and all steps as "
                 "rows of one call would draw others; call model.eval() first if they "
                 "are dropout's"
             )
-        # Which of the state's floating leaves the output is, if it is one.
-        leaf = outputs.pop() if len(outputs) == 1 else None
-        floating = problem._floating
-        self.output_leaf = floating.index(leaf) if leaf in floating else None
-        before = [pace.sequence(parts) for parts in zip(*befores, strict=True)]
-        leading = 1 if pace.ragged else 2
-        x = _merged(problem.x, leading)
-        leaves = [
-            _merged(leaf, leading).requires_grad_(is_differentiable(leaf))
-            for leaf in before
-        ]
-        for parameter in problem.cell.parameters():
-            parameter.requires_grad_()
-        with torch.enable_grad():
-            y, after = caller(x, tuple(leaves))
-        self._before = [leaves[at] for at in floating]
-        self._outputs = [y, *(after[at] for at in floating)]
-        self._parameters = list(problem.cell.parameters())
-        found = vjp(
-            self._outputs,
-            [torch.zeros_like(o) for o in self._outputs],
-            self._parameters,
-        )
-        self.used = [d is not None for d in found]
+        return befores, outputs.pop() if len(outputs) == 1 else None
 
     def visitor(self, *, gradients: bool) -> "_Watched":
         """A way back through the graph, once a lag."""
@@ -209,16 +208,12 @@ class _Watched(Visitor):
         self.gradient: list[Tensor] = []
 
     def visit(self, lag: Lag, place: Place, dy: Tensor | None, ds: Leaves) -> Leaves:
-        """One lag; the errors stand in rows that lie `k1` steps apart."""
-        ragged = place.rows.is_ragged
+        """One lag; the passes stand at the first of all steps."""
+        leading = 1 if place.rows.is_ragged else 2
         count = self._outputs[0].shape[0]
-        index = place.take(_numbered(count, place))
-        flat_index = index.reshape(-1)
 
         def whole(errors: Tensor) -> Tensor:
-            rows = errors if ragged else errors.flatten(0, 1)
-            zeros = rows.new_zeros(count, *rows.shape[1:])
-            return zeros.index_copy(0, flat_index, rows)
+            return lengthened(_merged(errors, leading), count)
 
         errors = [None if dy is None else whole(dy), *map(whole, ds)]
         found = vjp(self._outputs, errors, [*self._before, *self._wanted])
@@ -228,17 +223,11 @@ class _Watched(Visitor):
             for w, d in zip(self._wanted, found[parts:], strict=True)
         ]
         return tuple(
-            torch.zeros_like(d) if g is None else g[flat_index].reshape(d.shape)
+            torch.zeros_like(d)
+            if g is None
+            else g[: d.shape[:leading].numel()].reshape(d.shape)
             for d, g in zip(ds, found[:parts], strict=True)
         )
-
-
-def _numbered(count: int, place: Place) -> Tensor:
-    """Of each row of a sequence, its number."""
-    numbers = torch.arange(count)
-    if place.rows.is_ragged:
-        return numbers
-    return numbers.reshape(place.rows.time, place.rows.batch)
 
 
 def _merged(sequence: Tensor, leading: int) -> Tensor:
