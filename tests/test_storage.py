@@ -156,3 +156,122 @@ def test_a_single_file_is_replaced_or_kept(tmp_path, monkeypatch):
     storage.write_atomically(path, b"new")
     assert path.read_bytes() == b"new"
     assert names_in(tmp_path) == ["file"]
+
+
+class Killed(BaseException):
+    """No handler for errors sees it, as none sees a kill."""
+
+
+@pytest.fixture
+def killed_at(monkeypatch):
+    """Write files, and be killed instead of the k-th call that changes the disk."""
+
+    def write(folder, files, k, *, half=False):
+        calls = [0]
+
+        def counted(function):
+            def run(*arguments):
+                calls[0] += 1
+                if calls[0] == k:
+                    raise Killed
+                return function(*arguments)
+
+            return run
+
+        class File:
+            def __init__(self, file):
+                self.file = file
+
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *_):
+                self.file.close()
+
+            def write(self, data):
+                calls[0] += 1
+                if calls[0] == k:
+                    if half:
+                        self.file.write(data[: len(data) // 2])
+                    raise Killed
+                self.file.write(data)
+
+            def __getattr__(self, name):
+                return getattr(self.file, name)
+
+        with monkeypatch.context() as patch:
+            for name in ("fsync", "replace"):
+                patch.setattr(os, name, counted(getattr(os, name)))
+            patch.setattr(
+                storage,
+                "open",
+                lambda *a: File(open(*a)),  # noqa: SIM115
+                raising=False,
+            )
+            try:
+                storage.write_files(folder, files)
+            except Killed:
+                return False
+        return True
+
+    return write
+
+
+def version(at):
+    return {name: data + b"%d" % at for name, data in FILES.items()}
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_kill_anywhere_leaves_the_old_or_the_new_files(folder, killed_at, half):
+    current, at, k = FILES, 0, 0
+    done = False
+    while not done:
+        k += 1
+        at += 1
+        done = killed_at(folder, version(at), k, half=half)
+        found = storage.read_files(folder, tuple(FILES))
+        assert found in (current, version(at))
+        current = found
+    # Every write, fsync and rename of four files, and two syncs of the folder.
+    assert k > 3 * 4 + 2
+    assert current == version(at)
+    assert names_in(folder) == sorted([*FILES, "manifest.json"])
+
+
+def test_kills_in_a_row_never_mix_versions(folder, killed_at):
+    current, at = FILES, 0
+    for first in range(1, 15):
+        for second in range(1, 18):
+            for k in (first, second):
+                at += 1
+                killed_at(folder, version(at), k)
+                found = storage.read_files(folder, tuple(FILES))
+                assert found in (current, version(at))
+                current = found
+    storage.write_files(folder, FILES)
+    assert storage.read_files(folder, tuple(FILES)) == FILES
+    assert names_in(folder) == sorted([*FILES, "manifest.json"])
+
+
+def test_what_is_damaged_is_not_taken_for_begun(folder, killed_at):
+    new = version(1)
+    assert not killed_at(folder, new, 11)  # between the renames
+    assert storage.read_files(folder, tuple(FILES)) == new
+    aside = next(path for path in folder.iterdir() if path.name.startswith(".b"))
+    aside.write_bytes(b"x" * len(new["b.bin"]))
+    with pytest.raises(CheckpointError, match=r"a\.json"):
+        storage.read_files(folder, tuple(FILES))
+
+
+@pytest.mark.parametrize("name", ["../out", "a/b", "..", ".hidden", ""])
+def test_no_name_leads_out_of_the_folder(folder, name):
+    entry = {"size": 1, "sha256": hashlib.sha256(b"x").hexdigest()}
+    for path in (folder / "manifest.json", folder / ".manifest.json.new"):
+        path.write_text(json.dumps({"files": {name: entry}}))
+    with pytest.raises(CheckpointError, match="no file's name"):
+        storage.read_files(folder, (name,))
+    outside = sorted(folder.parent.rglob("*"))
+    storage.write_files(folder, FILES)
+    assert storage.read_files(folder, tuple(FILES)) == FILES
+    left = [path for path in outside if path.name != ".manifest.json.new"]
+    assert sorted(folder.parent.rglob("*")) == left

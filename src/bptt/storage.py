@@ -3,12 +3,18 @@
 A folder of ours carries a `manifest.json` with the size and SHA-256 of its files:
 safetensors accepts flipped bits, so the hash is what notices damage. Every file is
 written aside, synced and renamed over the old one.
+
+Several files cannot be renamed at once. So all are written aside first, their manifest
+last; from then on the new version is on the disk, and a crash between the renames
+leaves each of its files in one of two places. Reading looks in both, and the next
+writing first settles what was begun.
 """
 
 import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from bptt.errors import CheckpointError
@@ -35,12 +41,14 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write `files` into `folder`, then the manifest that vouches for them.
+    """Write `files` into `folder`, with the manifest that vouches for them.
 
     Raises:
-        OSError: the disk is full, and so on; the old files stay.
+        OSError: the disk is full, and so on; what `read_files` gives is the old files,
+            or the new ones where only their renaming failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    _finish(folder)
     manifest = {
         name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         for name, data in files.items()
@@ -58,7 +66,23 @@ def read_files(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
         CheckpointError: the manifest is missing or damaged or lists another file, or a
             file is missing or has another size or hash than the manifest says.
     """
-    expected = _read_manifest(folder)
+    try:
+        return _read_version(folder, names, _read_manifest(folder / MANIFEST))
+    except CheckpointError as error:
+        try:
+            pending = _read_manifest(_aside(folder, MANIFEST))
+            return _read_version(folder, names, pending, begun=True)
+        except CheckpointError:
+            raise error from None
+
+
+_Expected = dict[str, tuple[int, str]]
+
+
+def _read_version(
+    folder: Path, names: Sequence[str], expected: _Expected, *, begun: bool = False
+) -> dict[str, bytes]:
+    """The files of one manifest; with `begun` they may still lie aside."""
     if others := sorted(expected.keys() - set(names)):
         raise CheckpointError(
             f"{folder / MANIFEST} lists {others[0]!a}, which does not belong here"
@@ -67,45 +91,82 @@ def read_files(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
     for name in names:
         if name not in expected:
             continue
-        path = folder / name
         size, sha256 = expected[name]
-        data = _read(path)
-        if len(data) != size:
-            raise CheckpointError(
-                f"{path} has {len(data)} bytes and the manifest says {size}: the file "
-                "is damaged, or the manifest belongs to another one"
-            )
-        if hashlib.sha256(data).hexdigest() != sha256:
-            raise CheckpointError(
-                f"{path} is damaged: its SHA-256 is not the saved one"
-            )
-        found[name] = data
+        try:
+            found[name] = _read_whole(folder / name, size, sha256)
+        except CheckpointError:
+            if not begun:
+                raise
+            found[name] = _read_whole(_aside(folder, name), size, sha256)
     return found
 
 
+def _read_whole(path: Path, size: int, sha256: str) -> bytes:
+    data = _read(path)
+    if len(data) != size:
+        raise CheckpointError(
+            f"{path} has {len(data)} bytes and the manifest says {size}: the file is "
+            "damaged, or the manifest belongs to another one"
+        )
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise CheckpointError(f"{path} is damaged: its SHA-256 is not the saved one")
+    return data
+
+
+def _aside(folder: Path, name: str) -> Path:
+    return folder / f".{name}.new"
+
+
 def _replace(folder: Path, files: Mapping[str, bytes]) -> None:
-    """All are written aside before the first is renamed: a full disk changes none."""
-    asides = {name: folder / f".{name}.new" for name in files}
+    """All are written aside, in order, before the first is renamed."""
     try:
         for name, data in files.items():
-            with open(asides[name], "wb") as file:
+            with open(_aside(folder, name), "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-        for name, aside in asides.items():
-            os.replace(aside, folder / name)
     except OSError:
-        for aside in asides.values():
-            aside.unlink(missing_ok=True)
+        for name in reversed(
+            list(files)
+        ):  # the manifest first: without it they are nothing
+            _aside(folder, name).unlink(missing_ok=True)
         raise
+    sync_folder(folder)
+    for name in files:
+        os.replace(_aside(folder, name), folder / name)
     sync_folder(folder)
 
 
-def _read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
-    path = folder / MANIFEST
+def _finish(folder: Path) -> None:
+    """Settle what a crash has left: keep the version that `read_files` gives."""
+    pending = _aside(folder, MANIFEST)
+    if not pending.exists():
+        return
+    try:
+        current = _read_manifest(folder / MANIFEST)
+        _read_version(folder, list(current), current)
+    except CheckpointError:
+        with suppress(CheckpointError):  # else nothing is whole, and nothing is lost
+            _rename_begun(folder)
+    pending.unlink(missing_ok=True)
+
+
+def _rename_begun(folder: Path) -> None:
+    expected = _read_manifest(_aside(folder, MANIFEST))
+    _read_version(folder, list(expected), expected, begun=True)
+    for name, (size, sha256) in expected.items():
+        try:
+            _read_whole(folder / name, size, sha256)
+        except CheckpointError:
+            os.replace(_aside(folder, name), folder / name)
+    os.replace(_aside(folder, MANIFEST), folder / MANIFEST)
+    sync_folder(folder)
+
+
+def _read_manifest(path: Path) -> _Expected:
     try:
         files = json.loads(_read(path))["files"]
-        return {
+        found = {
             str(name): (int(entry["size"]), str(entry["sha256"]))
             for name, entry in files.items()
         }
@@ -118,6 +179,10 @@ def _read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
         RecursionError,
     ) as error:
         raise CheckpointError(f"{path} is damaged: not a manifest of ours") from error
+    for name in found:
+        if not name or Path(name).name != name or name.startswith("."):
+            raise CheckpointError(f"{path} lists {name!a}, which is no file's name")
+    return found
 
 
 def _read(path: Path) -> bytes:
