@@ -38,7 +38,7 @@ from bptt.flow import GradientFlow, gradient_flow
 
 UNITS = 64
 BATCH = 32
-UPDATES = 1500
+UPDATES = 4000
 LOOKED_AT = 16  # rows whose gradient flow is measured
 MEASURED = 512  # rows of the loss
 BEYOND = (10, 20, 50)
