@@ -27,6 +27,7 @@ import timing
 from bptt.language_model import LanguageModel
 from bptt.text import Batch
 from bptt.training import (
+    Choice,
     Corpus,
     Measurement,
     Options,
@@ -129,6 +130,9 @@ class Turns:
     def on_evaluation(self, step: int, loss: float, measured: Measurement) -> None:
         """Once, before the first update; the script warms up as well."""
         self.script.step()
+
+    def on_choice(self, step: int, before: int, choice: Choice) -> None:
+        """There is none: k2 is given."""
 
 
 class Script:

@@ -115,6 +115,9 @@ def test_every_option_arrives(train, tmp_path, book):
         "seed": 5,
         "device": "cpu",
         "snapshot_every": 2,
+        "tolerance": None,
+        "k2_max": None,
+        "choose_every": None,
     }
 
 

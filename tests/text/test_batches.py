@@ -68,6 +68,23 @@ stream_settings = st.fixed_dictionaries(
 )
 
 
+def test_the_next_context_may_be_another_one():
+    batches = StreamBatches(stream(41), batch=1, window=3, context=2)
+    third = batches.batch_at(2)  # window 6 to 8, so the segment is 4 to 8
+    assert third.inputs.T.tolist() == [[4, 5, 6, 7, 8]]
+    begins = {c: 4 + batches.batch_at(2, c).next_start for c in range(6)}
+    assert begins == {c: 9 - c for c in range(6)}  # that of the window less the context
+    assert same(batches.batch_at(2, 2), third)
+    for context in range(6):
+        following = StreamBatches(stream(41), batch=1, window=3, context=context)
+        assert following.batch_at(3).inputs[0, 0] == begins[context]
+    with pytest.raises(ValueError, match=r"next_context is 6; .* = 5, for"):
+        batches.batch_at(2, 6)
+    with pytest.raises(ValueError, match="next_context is -1"):
+        batches.batch_at(2, -1)
+    assert batches.batch_at(0, 5).next_start == 0  # there are no steps before the first
+
+
 @settings(deadline=None)
 @given(spare=st.integers(0, 60), setting=stream_settings, epoch=st.integers(0, 4))
 def test_every_prediction_of_an_epoch_counts_once(spare, setting, epoch):

@@ -15,7 +15,15 @@ from bptt.text import (
     hold_out_sentences,
     hold_out_text,
 )
-from bptt.training import Corpus, Measurement, Options, RunFolder, Trainer, resolve
+from bptt.training import (
+    Choice,
+    Corpus,
+    Measurement,
+    Options,
+    RunFolder,
+    Trainer,
+    resolve,
+)
 
 TINY = {"hidden": 6, "window": 8, "batch": 2}
 _SUBJECTS = ("the cat", "a dog", "the hen", "one man")
@@ -62,6 +70,7 @@ class Watcher:
         self.trainer: Trainer = None  # type: ignore[assignment]
         self.after_step: Any = lambda trainer: None
         self.after_evaluation: Any = lambda trainer: None
+        self.choices: list[tuple[int, int, Choice]] = []
         self.evaluations: list[tuple[int, float, Measurement]] = []
 
     def on_step(self, share: float, loss: float, tokens_per_s: float) -> None:
@@ -70,6 +79,9 @@ class Watcher:
     def on_evaluation(self, step: int, loss: float, measured: Measurement) -> None:
         self.evaluations.append((step, loss, measured))
         self.after_evaluation(self.trainer)
+
+    def on_choice(self, step: int, before: int, choice: Choice) -> None:
+        self.choices.append((step, before, choice))
 
 
 def trainer(

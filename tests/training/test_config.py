@@ -106,22 +106,23 @@ TRUNCATIONS = [
 def test_truncations(options, passes, truncation, context):
     _, training = resolved(**options)
     assert (training.k1, training.k2) == passes
-    assert training.truncation == truncation
-    assert training.context == context
+    assert training.truncation(training.k2) == truncation
+    assert training.context(training.k2) == context
 
 
 @pytest.mark.parametrize("k1", [1, 2, 3, 4, 6, 12])
 @pytest.mark.parametrize("k2", range(1, 40))
 def test_every_pass_of_a_window_has_its_reach(k1, k2):
     _, training = resolved(window=12, k1=k1, k2=k2)
-    begin = -training.context  # of the segment; the window begins at 0
+    begin = -training.context(training.k2)  # of the segment; the window begins at 0
     first_step_reached = k1 - k2  # by the earliest pass of the window
-    if training.truncation.is_full:
+    if training.truncation(training.k2).is_full:
         assert begin == min(0, first_step_reached)
         return
     assert begin <= min(0, first_step_reached)
     assert begin > first_step_reached - k1 or begin == 0
-    assert training.context % k1 == 0  # chunks of the segment are those of the window
+    # chunks of the segment are those of the window
+    assert training.context(training.k2) % k1 == 0
 
 
 CONTRADICTIONS = [

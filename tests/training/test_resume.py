@@ -1,5 +1,8 @@
 """A run that was stopped and went on is the run that never stopped, bit for bit."""
 
+import json
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -69,6 +72,55 @@ def test_the_metrics_are_a_function_of_data_seed_and_step(tmp_path, name):
     assert first == again
     for file in ("metrics.jsonl", "model.safetensors"):
         assert first[file] != other[file]
+
+
+AUTO = {"k2": "auto", "tolerance": 0.17, "choose_every": 2, "steps": 15, "lr": 0.1}
+AUTO |= {"k2_max": 32, "dropout": 0.3, "hidden": 8}
+
+
+def k2_of_updates(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [(x["step"], x["k2"]) for x in map(json.loads, lines) if "k2" in x]
+
+
+@pytest.mark.parametrize(("k1", "tolerance"), [(8, 0.17), (2, 0.12)])
+def test_a_chosen_k2_goes_on_whenever_it_is_stopped(tmp_path, k1, tolerance):
+    options = AUTO | {"k1": k1, "tolerance": tolerance}
+    expected = finished(tmp_path / "whole", options)
+    steps, chosen = zip(*k2_of_updates(tmp_path / "whole"), strict=True)
+    assert steps == (2, 4, 6, 8, 10, 12, 14)
+    assert any(b > a for a, b in pairwise((k1, *chosen)))
+    assert any(b < a for a, b in pairwise(chosen))
+    for stop in range(1, 15):  # before, at and after each change
+        folder = tmp_path / str(stop)
+        assert finished(folder, options, (stop,)) == expected, f"stopped at {stop}"
+    assert finished(tmp_path / "each", options, tuple(range(1, 15))) == expected
+
+
+def test_a_window_that_still_grows_goes_on_growing(tmp_path):
+    options = AUTO | {"tolerance": 1e-9, "choose_every": 6}
+    expected = finished(tmp_path / "whole", options)
+    assert k2_of_updates(tmp_path / "whole") == [(6, 32), (12, 32)]
+    for stop, k2 in ((6, 16), (7, 24), (8, 32)):
+        folder = tmp_path / str(stop)
+        assert finished(folder, options, (stop,)) == expected, f"stopped at {stop}"
+        run, _ = trainer(
+            folder / "again", data=small(options), stop_at=(stop,), **options
+        )
+        with pytest.raises(Stopped):
+            run.run()
+        assert (run.progress.k2, run.progress.chosen_k2) == (k2, 32)
+
+
+@pytest.mark.parametrize("step", range(3, 13))
+def test_a_chosen_k2_goes_on_after_a_crash(tmp_path, step):
+    options = AUTO | {"snapshot_every": 3}
+    expected = finished(tmp_path / "whole", options)
+    crash_at(tmp_path / "crashed", options, step=step)
+    run, _ = trainer(tmp_path / "crashed", data=small(options), **options)
+    assert run.resume()
+    run.run()
+    assert result(tmp_path / "crashed", run) == expected
 
 
 class CrashError(RuntimeError):

@@ -6,15 +6,18 @@ state kept before them. `literal` does that with torch.nn's layers, one chunk af
 another, and lets autograd differentiate.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.func import functional_call
 
-from bptt.training import Options
+from bptt.training import Choice, Options, window_choice
 from training.problems import corpus, trainer
 
 HIDDEN = 5
+STEPS = 16
 # window, k1, k2
 SETTINGS = {
     "k1 = k2 = window": (4, 4, 4),
@@ -37,9 +40,7 @@ class Literal:
     def __init__(self, run, window, k1, k2):
         self.batches, self.window = run.batches, window
         self.k1, self.k2 = k1 or window, k2 or window
-        reach = max(0, self.k2 - self.k1)
-        chunks = -(-reach // self.k1)
-        self.context = reach if self.k1 == window else chunks * self.k1
+        self.context = self.next_context = self.context_of(self.k2)
         cell = {"rnn": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}
         self.parts = 2 if run.model.config.cell == "lstm" else 1
         self.layers = run.model.config.layers
@@ -48,6 +49,11 @@ class Literal:
         )
         self.kept = None  # the state before the segment of the next window
         self.begin = 0
+
+    def context_of(self, k2):
+        reach = max(0, k2 - self.k1)
+        chunks = -(-reach // self.k1)
+        return reach if self.k1 == self.window else chunks * self.k1
 
     def run(self, weights, ids, state):
         own = {
@@ -69,7 +75,7 @@ class Literal:
         begin, first = max(0, i * self.window - self.context), i * self.window
         if i == 0:
             self.kept = None
-        rows = self.batches.batch_at(step)
+        rows = replace(self.batches, context=self.context).batch_at(step)
         ids = torch.from_numpy(rows.inputs)
         targets = torch.from_numpy(rows.targets)[first - begin :]
         leaves = {n: w.detach().clone().requires_grad_() for n, w in weights.items()}
@@ -94,10 +100,11 @@ class Literal:
         """Keep the state before the next segment, under the weights of that time."""
         i = step % self.batches.steps_per_epoch
         begin = max(0, i * self.window - self.context)
-        next_begin = max(0, (i + 1) * self.window - self.context)
-        ids = torch.from_numpy(self.batches.batch_at(step).inputs)[: next_begin - begin]
+        next_begin = max(0, (i + 1) * self.window - self.next_context)
+        rows = replace(self.batches, context=self.context).batch_at(step)
+        ids = torch.from_numpy(rows.inputs)[: next_begin - begin]
         # Where nothing overlaps, the window's own run gives it; else it runs again.
-        weights = before if self.context == 0 else after
+        weights = before if self.next_context == 0 else after
         with torch.no_grad():
             _, self.kept = self.run(weights, ids, self.kept)
 
@@ -120,19 +127,60 @@ EVERYWHERE = ("k1 = k2 = window", "k2 = 3 windows", "k1 below the window")
 )
 def test_every_update_is_the_literal_one(tmp_path, setting, cell, layers):
     window, k1, k2 = SETTINGS[setting]
+    run, watcher = new_run(tmp_path, window, cell, layers, k1=k1, k2=k2)
+    held_to(run, watcher, Literal(run, window, k1, k2))
+
+
+# of each update, counted from 0: what is chosen in it, from 8 on
+CHOICES = {1: 16, 2: 16, 4: 4, 5: 64, 6: 64, 10: 12, 11: 4, 13: 32}
+
+
+@pytest.mark.parametrize(
+    ("cell", "layers", "window", "k1"),
+    [("rnn", 1, 4, 4), ("gru", 1, 4, 2), ("lstm", 2, 4, 4), ("lstm", 1, 6, 1)],
+)
+def test_every_update_is_the_literal_one_while_k2_is_chosen(
+    tmp_path, monkeypatch, cell, layers, window, k1
+):
+    run, watcher = new_run(
+        tmp_path, window, cell, layers, k1=k1, k2="auto", choose_every=1, k2_max=8 * k1
+    )
+
+    def scripted(model, text, search, seed, step):
+        k2 = CHOICES.get(step)
+        return Choice(k2, {} if k2 is None else {k2: 0.0})
+
+    monkeypatch.setattr(window_choice, "choose", scripted)
+    literal = Literal(run, window, k1, k1)
+    in_effect = [k1]
+
+    def follow(step):
+        """A choice made in update `step` is for the next, a window more at most."""
+        wanted = [k2 for at, k2 in CHOICES.items() if at <= step]
+        literal.k2 = in_effect[-1]
+        following = min([*wanted, k1][len(wanted) - 1], literal.k2 + window)
+        literal.context = literal.context_of(literal.k2)
+        literal.next_context = literal.context_of(following)
+        in_effect.append(following)
+
+    held_to(run, watcher, literal, follow)
+    assert run.progress.k2 == in_effect[-1]
+    assert len(set(in_effect)) > 4
+    assert max(in_effect) > 3 * window
+
+
+def new_run(folder, window, cell, layers, **options):
     data = corpus(Options(), n=25)
-    options = {"cell": cell, "layers": layers, "hidden": HIDDEN, "window": window}
     run, watcher = trainer(
-        tmp_path,
+        folder,
         dtype=torch.float64,
-        k1=k1,
-        k2=k2,
         optimizer="sgd",
         bias=True,
         batch=data.train.tokens // (8 * window),
         data=data,
         lr=0.1,
-        steps=12,
+        steps=STEPS,
+        **{"cell": cell, "layers": layers, "hidden": HIDDEN, "window": window},
         **options,
     )
     assert 5 < run.batches.steps_per_epoch < 12  # so that an epoch ends on the way
@@ -140,11 +188,16 @@ def test_every_update_is_the_literal_one(tmp_path, setting, cell, layers):
     with torch.no_grad():
         for parameter in run.model.parameters():
             parameter.uniform_(-0.7, 0.7, generator=generator)
-    literal = Literal(run, window, k1, k2)
+    return run, watcher
+
+
+def held_to(run, watcher, literal, follow=lambda step: None):
+    """Run, and compare every update and the state that it hands on."""
     before = {n: p.detach().clone() for n, p in run.model.named_parameters()}
 
     def compare(run):
         step = run.progress.step - 1
+        follow(step)
         expected = literal.gradients(before, step)
         found = {n: p.grad for n, p in run.model.named_parameters()}
         for name in expected:
@@ -169,4 +222,4 @@ def test_every_update_is_the_literal_one(tmp_path, setting, cell, layers):
 
     watcher.after_step = compare
     run.run()
-    assert run.progress.step == 12
+    assert run.progress.step == STEPS

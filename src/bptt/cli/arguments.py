@@ -58,8 +58,16 @@ class Train:
     """Steps between two updates; with --unit sentence, a sentence is the window."""
     k1: _Number = None
     """Outputs whose errors go back together (default: --window)."""
-    k2: Annotated[str | None, arg(metavar="N|full", help_behavior_hint="")] = None
-    """Steps that they go back, across windows too (default: --window)."""
+    k2: Annotated[str | None, arg(metavar="N|full|auto", help_behavior_hint="")] = None
+    """Steps that they go back, across windows too (default: --window); auto measures
+    during the run how many are needed."""
+    tolerance: _Real = None
+    """With --k2 auto: the gradient's bias to keep to (default: 0.05)."""
+    k2_max: _Number = None
+    """With --k2 auto: the largest choice (default: four windows)."""
+    choose_every: _Number = None
+    """With --k2 auto: updates between choices (default: so many that they take some
+    3 % of the time)."""
     bptt_truncate: _Number = None
     """The tutorial's truncation, the same as --k1 1 --k2 N+1."""
     batch: _Number = None

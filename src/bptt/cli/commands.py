@@ -20,7 +20,7 @@ from bptt.cli import explain
 from bptt.cli import flow as flow_command
 from bptt.cli.arguments import Check, Command, Evaluate, Explain, Flow, Generate, Train
 from bptt.cli.output import printable, sentence, table, write_json
-from bptt.cli.progress import TrainingProgress, console, tracked
+from bptt.cli.progress import TrainingProgress, choices, console, tracked
 from bptt.cli.runs import as_input_error, load_model
 from bptt.errors import CheckpointError, InputError
 from bptt.language_model import CONFIG, LanguageModel, ModelConfig, read_config
@@ -111,9 +111,11 @@ def train(command: Train) -> int:
             )
             return 128 + received[0]
     to.print(f"\nOn the held-out text: {sentence(measured)}")
+    if config.search is not None:
+        to.print(choices(trainer.progress, config.search, trainer.clock.elapsed_s))
     sample = model.generate(length=_SAMPLE_TOKENS, temperature=0.8, seed=config.seed)
     to.print(f"\nA sample:\n{escape(printable(sample.strip()))}\n")
-    flow_command.say(to, model, config, corpus.held_out)
+    flow_command.say(to, model, config, corpus.held_out, folder.chosen_k2)
     to.print("The run, for bptt evaluate, generate and flow, is in")
     sys.stdout.write(f"{path}\n")
     return 0
@@ -196,14 +198,12 @@ def _options(command: Train) -> Options:
     """The options of the command line, checked."""
     known = {field.name for field in fields(command)} & set(Options.__struct_fields__)
     values = {name: getattr(command, name) for name in known}
-    if command.k2 == "auto":
-        raise InputError("--k2 auto is not supported yet; give a number, or full")
-    if command.k2 is not None and command.k2 != "full":
+    if command.k2 not in (None, "full", "auto"):
         try:
-            values["k2"] = int(command.k2)
+            values["k2"] = int(command.k2 or "")
         except ValueError:
             raise InputError(
-                f"--k2 must be a number of steps, or full; got {command.k2!r}"
+                f"--k2 must be a number of steps, full or auto; got {command.k2!r}"
             ) from None
     options = Options(**values)
     with as_input_error():

@@ -16,6 +16,7 @@ from bptt.language_model import LanguageModel
 from bptt.text import Sentences, Stream, read_text
 from bptt.training import (
     FlowPlan,
+    RunFolder,
     TrainingConfig,
     encode_for,
     flow_over,
@@ -42,7 +43,8 @@ def run(command: Flow) -> int:
     encoded = encode_for(
         text, model.tokenizer, model.config.unit, one_a_line=model.config.one_a_line
     )
-    found = measured(to, model, config, encoded, plan)
+    chosen_k2 = RunFolder(command.run).chosen_k2
+    found = measured(to, model, config, encoded, plan, chosen_k2)
     if command.json:
         write_json(record(found, command.tolerance))
     else:
@@ -55,9 +57,10 @@ def say(
     model: LanguageModel,
     config: TrainingConfig,
     text: Stream | Sentences,
+    chosen_k2: int | None,
 ) -> None:
     """At the end of training: the same over little of the held-out text."""
-    found = measured(to, model, config, text, _AFTER_TRAINING)
+    found = measured(to, model, config, text, _AFTER_TRAINING, chosen_k2)
     to.print(f"How far back the gradient goes:\n{words(found, _TOLERANCE)}")
 
 
@@ -67,15 +70,21 @@ def measured(
     config: TrainingConfig | None,
     text: Stream | Sentences,
     plan: FlowPlan,
+    chosen_k2: int | None,
 ) -> FlowEstimates:
-    """The flow over a text, with a bar while it takes its time."""
+    """The flow over a text, with a bar while it takes its time.
+
+    `chosen_k2` is the run's last choice, which counts with `--k2 auto`.
+    """
     progress = bar(to)
     task = progress.add_task("gradient flow", total=None)
 
     def advance(done: int, total: int) -> None:
         progress.update(task, completed=done, total=total)
 
-    truncation = Truncation.full() if config is None else trained_truncation(config)
+    truncation = (
+        Truncation.full() if config is None else trained_truncation(config, chosen_k2)
+    )
     window = None if config is None else config.window
     with progress:
         return flow_over(model, truncation, window, text, plan, advance)

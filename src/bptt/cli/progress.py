@@ -15,7 +15,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from bptt.training import Measurement
+from bptt.training import Choice, Measurement
+from bptt.training.run_folder import Progress as RunProgress
+from bptt.training.window_plan import Search
 
 _BAR_EVERY_S = 0.1
 
@@ -86,6 +88,26 @@ class TrainingProgress:
             f"{self._share:4.0%}   step {step:>6}   validation loss "
             f"{measured.loss:.3f}   perplexity {measured.perplexity:.2f}{trained}"
         )
+
+    def on_choice(self, step: int, before: int, choice: Choice) -> None:
+        """Print a line, where it is another one."""
+        if choice.k2 is not None and choice.k2 != before:
+            self._console.print(
+                f"{self._share:4.0%}   step {step:>6}   k2 {before} -> {choice.k2}, "
+                f"at a bias of {100 * choice.biases[choice.k2]:.2g} %"
+            )
+
+
+def choices(progress: RunProgress, search: Search, elapsed_s: float) -> str:
+    """At the end of a run with --k2 auto: the last choice and what choosing took."""
+    if progress.step < search.every:
+        return (
+            f"k2 stayed at {search.k1}: it is first chosen in update {search.every}, "
+            f"and the run had {progress.step}; try a smaller --choose-every."
+        )
+    last = progress.chosen_k2 or search.k1
+    share = progress.choosing_s / max(1e-9, elapsed_s)
+    return f"Choosing k2, {last} in the end, took {100 * share:.1f} % of the time."
 
 
 def tracked(

@@ -155,28 +155,40 @@ class StreamBatches:
         """The number of predictions that count in every epoch."""
         return self.steps_per_epoch * self.batch * self.window
 
-    def batch_at(self, step: int) -> Batch:
+    def batch_at(self, step: int, next_context: int | None = None) -> Batch:
         """The batch of a step, from 0 on, through as many epochs as it takes.
 
         `starts` holds for the first window of an epoch alone. After the last one the
         next epoch begins afresh, so there `next_start` means nothing.
+
+        Args:
+            step: of the run.
+            next_context: that of the next batch, where it will be another one. It can
+                be larger by one window at most: the next segment begins in this one.
         """
         check_at_least("step", step, 0)
+        following = self.context if next_context is None else next_context
+        check_at_least("next_context", following, 0)
+        if following > self.context + self.window:
+            raise ValueError(
+                f"next_context is {following}; it must be at most context + window = "
+                f"{self.context + self.window}, for the next segment begins in this one"
+            )
         epoch, i = divmod(step, self.steps_per_epoch)
         stream = self.steps_per_epoch * self.window  # predictions in each
         begin = self._shift(epoch) + stream * np.arange(self.batch, dtype=np.int64)
         rows = Rows(begin, begin + i * self.window, begin + stream)
-        start = self._start(i)
+        start = self._start(i, self.context)
         return rows.read(
             self.ids,
             range(start, (i + 1) * self.window),
             starts=i == 0,
-            next_start=self._start(i + 1) - start,
+            next_start=self._start(i + 1, following) - start,
         )
 
-    def _start(self, i: int) -> int:
+    def _start(self, i: int, context: int) -> int:
         """The step of the stream at which the segment of window `i` begins."""
-        return max(0, i * self.window - self.context)
+        return max(0, i * self.window - context)
 
     def _shift(self, epoch: int) -> int:
         """The token at which an epoch's first stream begins."""

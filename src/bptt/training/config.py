@@ -6,6 +6,7 @@ import msgspec
 
 from bptt.language_model import CellName, ModelConfig, Unit
 from bptt.text import Level
+from bptt.training import window_plan
 from bptt.truncation import Truncation
 
 OptimizerName = Literal["adamw", "sgd"]
@@ -27,7 +28,10 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     one_a_line: bool = False
     window: int = 64
     k1: int | None = None
-    k2: int | Literal["full"] | None = None
+    k2: int | Literal["full", "auto"] | None = None
+    tolerance: float | None = None
+    k2_max: int | None = None
+    choose_every: int | None = None
     bptt_truncate: int | None = None
     batch: int | None = None
     optimizer: OptimizerName = "adamw"
@@ -52,7 +56,10 @@ class TrainingConfig(
         vocab: token ids at most, None for the level's default.
         window: steps between two updates; None where a sentence is the window.
         k1: outputs per pass of the truncation; None for full BPTT over the window.
-        k2: steps per pass.
+        k2: steps per pass; "auto" where they are chosen during the run.
+        tolerance: with "auto", the bias of the gradient that a choice keeps to.
+        k2_max: the largest choice.
+        choose_every: updates from one choice to the next.
         batch: streams, or sentences a step.
         optimizer: "adamw" (Loshchilov & Hutter, 2019) with warm-up and a cosine, or
             "sgd", plain, halving its rate when the validation loss rises.
@@ -71,7 +78,7 @@ class TrainingConfig(
     vocab: int | None
     window: int | None
     k1: int | None
-    k2: int | None
+    k2: int | Literal["auto"] | None
     batch: int
     optimizer: OptimizerName
     lr: float
@@ -83,29 +90,48 @@ class TrainingConfig(
     seed: int
     device: str
     snapshot_every: int
+    tolerance: float | None = None
+    k2_max: int | None = None
+    choose_every: int | None = None
 
     @property
-    def truncation(self) -> Truncation:
-        """The truncation of the segment that an update runs over.
+    def first_k2(self) -> int | None:
+        """What the run begins with: where it is chosen, passes without a context."""
+        return self.k1 if self.k2 == "auto" else self.k2
+
+    @property
+    def search(self) -> window_plan.Search | None:
+        """How k2 is chosen; None where it is given."""
+        if self.k2 != "auto":
+            return None
+        assert self.k1 is not None
+        assert self.k2_max is not None
+        assert self.tolerance is not None
+        assert self.choose_every is not None
+        return window_plan.Search(
+            self.k1, self.k2_max, self.tolerance, self.choose_every
+        )
+
+    def truncation(self, k2: int | None) -> Truncation:
+        """The truncation of the segment that an update with this k2 runs over.
 
         Where the window is a single chunk, the segment begins where its pass ends, so
         nothing inside the segment is cut.
         """
-        if self.k1 is None or self.k2 is None:
+        if self.k1 is None or k2 is None:
             return Truncation.full()
-        if self.k1 == self.window and self.k2 >= self.k1:
+        if self.k1 == self.window and k2 >= self.k1:
             return Truncation.full()
-        return Truncation(self.k1, self.k2)
+        return Truncation(self.k1, k2)
 
-    @property
-    def context(self) -> int:
+    def context(self, k2: int | None) -> int:
         """Steps before the window that run again, so that passes can reach into them.
 
         The earliest pass of a window visits `k2` steps, of which `k1` lie inside.
         """
-        if self.window is None or self.k1 is None or self.k2 is None:
+        if self.window is None or self.k1 is None or k2 is None:
             return 0
-        reach = max(0, self.k2 - self.k1)
+        reach = max(0, k2 - self.k1)
         if self.k1 == self.window:
             return reach
         # Whole chunks, so that one of them begins where the window does.
@@ -145,6 +171,8 @@ def resolve(options: Options, vocab: int) -> tuple[ModelConfig, TrainingConfig]:
         one_a_line=options.one_a_line,
     )
     k1, k2 = _passes(options)
+    batch = int(given_or_recipe("batch"))
+    search = _search(options, k1, batch) if k2 == "auto" else None
     lengths = (options.epochs, options.steps, options.minutes)
     training = TrainingConfig(
         level=options.level,
@@ -152,7 +180,7 @@ def resolve(options: Options, vocab: int) -> tuple[ModelConfig, TrainingConfig]:
         window=options.window if options.unit == "stream" else None,
         k1=k1,
         k2=k2,
-        batch=int(given_or_recipe("batch")),
+        batch=batch,
         optimizer=options.optimizer,
         lr=given_or_recipe("lr"),
         clip=given_or_recipe("clip"),
@@ -163,6 +191,9 @@ def resolve(options: Options, vocab: int) -> tuple[ModelConfig, TrainingConfig]:
         seed=options.seed,
         device=options.device,
         snapshot_every=options.snapshot_every or 0,
+        tolerance=search.tolerance if search else None,
+        k2_max=search.k2_max if search else None,
+        choose_every=search.every if search else None,
     )
     return model, training
 
@@ -173,8 +204,9 @@ def check(options: Options) -> None:
     Raises:
         ValueError: an option is out of range or contradicts another one.
     """
-    at_least_one = ("hidden", "layers", "vocab", "window", "k1", "k2", "batch")
-    for name in (*at_least_one, "epochs", "steps", "snapshot_every"):
+    at_least_one = ("hidden", "layers", "vocab", "window", "k1", "k2", "k2_max")
+    lengths_too = ("choose_every", "batch", "epochs", "steps", "snapshot_every")
+    for name in (*at_least_one, *lengths_too):
         value = getattr(options, name)
         if isinstance(value, int) and value < 1:
             raise ValueError(f"--{_flag(name)} must be at least 1; got {value}")
@@ -182,7 +214,7 @@ def check(options: Options) -> None:
         value = getattr(options, name)
         if value is not None and not 0 <= value < 2**63:
             raise ValueError(f"--{_flag(name)} must be at least 0; got {value}")
-    for name in ("lr", "minutes"):
+    for name in ("lr", "minutes", "tolerance"):
         value = getattr(options, name)
         if value is not None and not 0 < value < float("inf"):
             raise ValueError(f"--{name} must be above 0; got {value}")
@@ -208,8 +240,10 @@ def check(options: Options) -> None:
             f"--k1 must be at most --window = {options.window}, the steps between two "
             f"updates; got {options.k1}"
         )
+    _check_search(options)
     k1, k2 = _passes(options)
-    if stream and k1 and k2 and k2 > k1 and options.window % k1:
+    reaches = k2 == "auto" or (k1 is not None and k2 is not None and k2 > k1)
+    if stream and k1 and reaches and options.window % k1:
         raise ValueError(
             f"--window must be a multiple of --k1 = {k1} where --k2 = {k2} reaches "
             f"across windows; got {options.window}, try "
@@ -230,12 +264,47 @@ def _given_or_recipe(options: Options, name: str) -> float:
     return _RECIPES[options.optimizer][name] if value is None else value
 
 
-def _passes(options: Options) -> tuple[int | None, int | None]:
+def _check_search(options: Options) -> None:
+    """What goes with `--k2 auto`, and with it alone."""
+    if options.k2 != "auto":
+        for name in ("tolerance", "k2_max", "choose_every"):
+            if getattr(options, name) is not None:
+                raise ValueError(f"--{_flag(name)} is for --k2 auto; give that, too")
+        return
+    if options.unit == "sentence":
+        raise ValueError(
+            "--k2 auto is for --unit stream, where windows cut the text; a sentence is "
+            "its own window, and without --k2 its gradient is whole"
+        )
+    k1, k2_max = options.k1 or options.window, options.k2_max
+    if k2_max is not None and k2_max % k1:
+        raise ValueError(
+            f"--k2-max must be a multiple of --k1 = {k1}, the outputs of a pass; got "
+            f"{k2_max}, try {-(-k2_max // k1) * k1}"
+        )
+
+
+def _search(options: Options, k1: int | None, batch: int) -> window_plan.Search:
+    """How k2 is chosen, with every default."""
+    assert k1 is not None
+    k2_max = options.k2_max or window_plan.WINDOWS * options.window
+    return window_plan.Search(
+        k1,
+        k2_max,
+        options.tolerance or window_plan.TOLERANCE,
+        options.choose_every
+        or window_plan.updates_between(k1, k2_max, batch * options.window),
+    )
+
+
+def _passes(options: Options) -> tuple[int | None, int | Literal["auto"] | None]:
     """k1 and k2, or None twice for full BPTT over the window or sentence."""
     if options.bptt_truncate is not None:
         return 1, options.bptt_truncate + 1
     if options.k2 == "full" or (options.k1 is None and options.k2 is None):
         return None, None
+    if options.k2 == "auto":
+        return options.k1 or options.window, "auto"
     if options.unit == "sentence":
         # A sentence has no fixed length: an option that is not given cuts nothing.
         if options.k1 is None:

@@ -111,7 +111,7 @@ def training_batches(
         corpus.train.ids,
         fit_batch(corpus.train.tokens, config.batch, config.window),
         config.window,
-        context=config.context,
+        context=config.context(config.first_k2),
         seed=config.seed,
     )
 

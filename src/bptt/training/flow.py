@@ -74,7 +74,9 @@ def flow_over(
     model.truncation = truncation
     try:
         flows = tuple(
-            _flow(model, text.ids, rows, _after(progress, at, len(groups)))
+            flow_of_rows(
+                model, text.ids, rows, progress=_after(progress, at, len(groups))
+            )
             for at, rows in enumerate(groups)
         )
         for flow in flows:
@@ -85,10 +87,18 @@ def flow_over(
     return FlowEstimates(flows)
 
 
-def trained_truncation(config: TrainingConfig) -> Truncation:
-    """What training cuts in a long row: windows, too, unless passes reach across."""
-    if config.k1 is not None and config.k2 is not None:
-        return Truncation(config.k1, config.k2)
+def trained_truncation(
+    config: TrainingConfig, chosen_k2: int | None = None
+) -> Truncation:
+    """What training cuts in a long row: windows, too, unless passes reach across.
+
+    Args:
+        config: how it was trained.
+        chosen_k2: with `--k2 auto` the last choice; None before the first one.
+    """
+    k2 = (chosen_k2 or config.first_k2) if config.k2 == "auto" else config.k2
+    if config.k1 is not None and k2 is not None:
+        return Truncation(config.k1, k2)
     if config.window is None:
         return Truncation.full()
     return Truncation.chunks(config.window)
@@ -123,16 +133,27 @@ def _groups(text: Stream | Sentences, window: int | None, plan: FlowPlan) -> lis
     return [rows[np.arange(at, len(rows), batches)] for at in range(batches)]
 
 
-def _flow(
+def flow_of_rows(
     model: LanguageModel,
     ids: np.ndarray,
     rows: Rows,
-    progress: Callable[[int, int], object] | None,
+    *,
+    uncounted: int = 0,
+    progress: Callable[[int, int], object] | None = None,
 ) -> GradientFlow:
+    """Gradient flow of the model's mean loss over one batch of rows.
+
+    Args:
+        model: in the mode in which it is to run.
+        ids: of the text.
+        rows: which begin with the state that the tokens before them have left.
+        uncounted: steps at the beginning of each row that the loss leaves out.
+        progress: as of `gradient_flow`.
+    """
     device = model.decoder.weight.device
     lengths = torch.from_numpy(rows.stop - rows.first)
     steps = int(lengths.max())
-    own = Rows(rows.first, rows.first, rows.stop)
+    own = Rows(rows.first, rows.first + uncounted, rows.stop)
     batch = own.read(ids, range(steps), starts=True, next_start=steps)
     inputs = torch.from_numpy(batch.inputs).to(device)
     targets = torch.from_numpy(batch.targets).to(device)

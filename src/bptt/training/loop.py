@@ -2,9 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Any, final
 
 import msgspec
 import numpy as np
@@ -12,7 +12,8 @@ import torch
 
 from bptt.errors import CheckpointError, InputError
 from bptt.language_model import LanguageModel
-from bptt.text import Batch
+from bptt.text import Batch, Stream, StreamBatches
+from bptt.training import snapshot_tensors
 from bptt.training.config import TrainingConfig
 from bptt.training.data import Corpus, training_batches
 from bptt.training.evaluation import Measurement, evaluate, summed_loss
@@ -22,22 +23,13 @@ from bptt.training.optimizer import (
     make_optimizer,
     set_learning_rate,
 )
+from bptt.training.reporter import Reporter
 from bptt.training.run_folder import METRICS, TIMINGS, Progress, RunFolder
+from bptt.training.window_choice import ChosenWindow
 
 EVALUATIONS = 10  # on the way, evenly over the run
 LARGEST_RESERVE = 0.1  # of a run of so many minutes, for the measurement at its end
 _TIMING_EVERY_S = 1.0
-
-
-@runtime_checkable
-class Reporter(Protocol):
-    """Who is told how it goes."""
-
-    def on_step(self, share: float, loss: float, tokens_per_s: float) -> None:
-        """After an update: the share of the run done, its loss, the recent rate."""
-
-    def on_evaluation(self, step: int, loss: float, measured: Measurement) -> None:
-        """After a measurement: the mean training loss since the last, and it."""
 
 
 class Stopped(Exception):  # noqa: N818 - not an error: the user asked for it
@@ -87,11 +79,16 @@ class Trainer:
         self.folder = folder
         self.reporter = reporter
         self.stop_requested = stop_requested
-        self.model.truncation = config.truncation
+        self.model.truncation = config.truncation(config.first_k2)
         self.device = torch.device(config.device)
         self.model.to(self.device)
         self.optimizer = make_optimizer(model, config)
         self.progress = Progress(data=corpus.digest)
+        self.chosen_window: ChosenWindow | None = None
+        if config.k2 == "auto":
+            assert isinstance(corpus.train, Stream)
+            assert isinstance(self.batches, StreamBatches)
+            self.chosen_window = ChosenWindow(config, corpus.train, self.batches)
         self.state: Any = None
         self.clock = Clock()
         self._reserve_s = 0.0
@@ -122,7 +119,7 @@ class Trainer:
         self.model.train()
         last_timing_s, tokens = self.clock.elapsed_s, 0
         while self.progress.step == 0 or self.share_done < 1:
-            batch = self.batches.batch_at(self.progress.step)
+            batch = self._next_batch()
             loss = self._update(batch)
             self._losses.append(loss)
             tokens += batch.tokens
@@ -166,7 +163,7 @@ class Trainer:
                 "--resume needs the texts that the run began with; these are others"
             )
         try:
-            self._restore(tensors)
+            self.state = snapshot_tensors.restore(self.model, self.optimizer, tensors)
         except (RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError(
                 f"{self.folder.path}: the snapshot does not fit this model: {error}"
@@ -187,6 +184,36 @@ class Trainer:
             total = config.epochs * self.batches.steps_per_epoch
         assert total is not None
         return min(1.0, step / total)
+
+    def _next_batch(self) -> Batch:
+        """That of this step; with `--k2 auto` after the choice that is due."""
+        window, progress = self.chosen_window, self.progress
+        if window is None:
+            return self.batches.batch_at(progress.step)
+        if window.search.is_due(progress.step):
+            self._choose(window)
+        self.model.truncation = self.config.truncation(window.k2(progress))
+        return window.batch(progress)
+
+    def _choose(self, window: ChosenWindow) -> None:
+        progress, started_s = self.progress, time.monotonic()
+        before = progress.chosen_k2 or window.search.k1
+        choice = window.choose(self.model, progress)
+        took_s = time.monotonic() - started_s
+        progress.choosing_s += took_s
+        # Told as part of the update that follows, so that a resume drops both or none.
+        step = progress.step + 1
+        self.folder.append(
+            METRICS,
+            {
+                "step": step,
+                "k2": progress.chosen_k2 or before,
+                "bias": choice.bias,
+                "biases": {str(k2): bias for k2, bias in choice.biases.items()},
+            },
+        )
+        self.folder.append(TIMINGS, {"step": step, "choosing_k2_s": round(took_s, 3)})
+        self.reporter.on_choice(step, before, choice)
 
     def _update(self, batch: Batch) -> float:
         """One step of the optimiser; the loss in nats per token."""
@@ -212,6 +239,8 @@ class Trainer:
         set_learning_rate(self.optimizer, rate)
         self.optimizer.step()
         self.state = self._carried(inputs, before, after, batch.next_start)
+        if self.chosen_window is not None:
+            self.progress.k2 = self.chosen_window.next_k2(self.progress)
         self.progress.step = step + 1
         self.folder.append(
             METRICS,
@@ -306,46 +335,5 @@ class Trainer:
 
     def _snapshot(self) -> None:
         self.progress.elapsed_s = self.clock.elapsed_s
-        tensors = {
-            f"model.{name}": tensor
-            for name, tensor in self.model.state_dict().items()
-            if not (self.model.config.tied and name == "decoder.weight")
-        }
-        for index, state in self.optimizer.state_dict()["state"].items():
-            for name, value in state.items():
-                tensors[f"optimizer.{index}.{name}"] = value
-        for index, part in enumerate(_parts(self.state)):
-            tensors[f"state.{index}"] = part
-        self.folder.save_snapshot(
-            self.progress,
-            {
-                name: tensor.detach().cpu().contiguous()
-                for name, tensor in tensors.items()
-            },
-        )
-
-    def _restore(self, tensors: dict[str, torch.Tensor]) -> None:
-        weights = {
-            name.removeprefix("model."): tensor
-            for name, tensor in tensors.items()
-            if name.startswith("model.")
-        }
-        self.model.load_state_dict(weights, strict=not self.model.config.tied)
-        saved = self.optimizer.state_dict()
-        states: dict[int, dict[str, torch.Tensor]] = {}
-        for name, tensor in tensors.items():
-            if name.startswith("optimizer."):
-                _, index, key = name.split(".", 2)
-                states.setdefault(int(index), {})[key] = tensor
-        self.optimizer.load_state_dict({**saved, "state": states})
-        parts = [
-            tensors[k].to(self.device) for k in sorted(tensors) if "state." in k[:6]
-        ]
-        if parts:
-            self.state = parts[0] if len(parts) == 1 else tuple(parts)
-
-
-def _parts(state: Any) -> Sequence[torch.Tensor]:
-    if state is None:
-        return ()
-    return (state,) if isinstance(state, torch.Tensor) else state
+        tensors = snapshot_tensors.packed(self.model, self.optimizer, self.state)
+        self.folder.save_snapshot(self.progress, tensors)

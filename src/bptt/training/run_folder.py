@@ -6,6 +6,7 @@
 """
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -37,6 +38,10 @@ class Progress(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         best_valid: the smallest one, that of the saved model.
         elapsed_s: seconds of training.
         data: hash of the texts in numbers, so that a resume meets the same ones.
+        k2: with `--k2 auto`, that of the next update; the state that was kept is the
+            one before the steps that it reaches.
+        chosen_k2: the last choice, which k2 may still be growing to.
+        choosing_s: seconds that the choices took.
     """
 
     data: str
@@ -45,6 +50,9 @@ class Progress(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     last_valid: float | None = None
     best_valid: float | None = None
     elapsed_s: float = 0.0
+    k2: int | None = None
+    chosen_k2: int | None = None
+    choosing_s: float = 0.0
 
 
 @final
@@ -118,6 +126,22 @@ class RunFolder:
         """Whether the run has come to its end."""
         lines = self.metrics()
         return bool(lines) and bool(lines[-1].get("final"))
+
+    @property
+    def chosen_k2(self) -> int | None:
+        """With `--k2 auto` the last choice before the saved model; None before one.
+
+        Raises:
+            CheckpointError: the metrics are damaged.
+        """
+        chosen = found = None
+        best = math.inf
+        for line in self.metrics():
+            chosen = line.get("k2", chosen)
+            loss = math.inf if line.get("final") else line.get("valid_loss", math.inf)
+            if loss < best:
+                best, found = loss, chosen
+        return found
 
     def save_snapshot(self, progress: Progress, tensors: dict[str, Tensor]) -> None:
         """Keep everything that the next step depends on, then drop older snapshots."""
