@@ -375,10 +375,10 @@ def test_a_gru_without_its_reset_gate_in_the_hidden_delta_is_caught(monkeypatch)
     ],
 )
 def test_a_dropped_gradient_is_named_alone(monkeypatch, dropped, name, truncation):
-    right = through_time._gradients
+    right = through_time.LayerGradients
 
-    def gradients(*args):
-        found = right(*args)
+    def gradients(*args, **named):
+        found = right(*args, **named)
         value = getattr(found, dropped)
         if dropped == "dstate":
             zero = tuple(torch.zeros_like(d) for d in value)
@@ -386,7 +386,7 @@ def test_a_dropped_gradient_is_named_alone(monkeypatch, dropped, name, truncatio
             zero = torch.zeros_like(value)
         return dataclasses.replace(found, **{dropped: zero})
 
-    monkeypatch.setattr(through_time, "_gradients", gradients)
+    monkeypatch.setattr(through_time, "LayerGradients", gradients)
     report = failure(*problem("gru", truncation))
     assert report.worst.tensor == name
     assert wrong(report) == {name}
