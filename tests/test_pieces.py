@@ -2,22 +2,24 @@
 
 import pytest
 import torch
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import bptt
 from bptt import RandomTruncation, Truncation
 from literal import KINDS, PARTS, assert_same, gradients, pair
 from literal_cells import floating, gradients_of, mapped
-from test_random_truncation import literal_draw
-
-TIME, BATCH = 9, 4
-LENGTHS = torch.tensor([5, 9, 1, 7])
-CUTS = (RandomTruncation(2, 0.4), RandomTruncation(1, 0.3, alpha=3.5))
-
-
-def normal(*shape, seed=1, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+from literal_pieces import (
+    BATCH,
+    CUTS,
+    LENGTHS,
+    TIME,
+    both,
+    drawn,
+    gate,
+    literal_draw,
+    literal_loss,
+    normal,
+)
 
 
 def some_resets():
@@ -32,46 +34,6 @@ CASES = {
     "resets": {"resets": some_resets()},
     "both": {"lengths": LENGTHS, "resets": some_resets()},
 }
-
-
-def gate(state, factor):
-    """The value as it is, the derivative times the factor."""
-
-    def gated(s):
-        if not s.is_floating_point():
-            return s
-        return s.detach() + factor * (s - s.detach())
-
-    return mapped(gated, state)
-
-
-def zeroed(state):
-    return mapped(torch.zeros_like, state)
-
-
-def literal_loss(step, x, state, dy, dfinal, cut, factors, lengths, resets, axis):
-    """Row by row, step by step; the factors' rows are those of the longest first."""
-    loss = torch.zeros((), dtype=torch.float64)
-    order = range(BATCH)
-    if lengths is not None:
-        order = lengths.argsort(descending=True, stable=True).tolist()
-    for column, row in enumerate(order):
-        s = mapped(lambda part, row=row: part.narrow(axis, row, 1), state)
-        for t in range(TIME if lengths is None else int(lengths[row])):
-            if t and t % cut.every == 0:
-                s = gate(s, factors[t // cut.every - 1, column])
-            if resets is not None and resets[t, row]:
-                s = zeroed(s)
-            y, s = step(x[t, row : row + 1], s)
-            loss = loss + (dy[t, row] * y).sum()
-        for d, leaf in zip(dfinal, floating(s), strict=True):
-            loss = loss + (d.narrow(axis, row, 1) * leaf).sum()
-    return loss
-
-
-def drawn(cut, seed):
-    torch.manual_seed(seed)
-    return literal_draw(cut, (TIME - 1) // cut.every, BATCH)
 
 
 def of_stack(kind, layers, cut, seed=0, dtype=torch.float64, **options):
@@ -201,24 +163,6 @@ def test_cells_of_ones_own(name, case):
             axis=0,
         )
         assert_same(gradients_of(loss, wanted), gradients_of(literal, wanted))
-
-
-def both(module, cut, *arguments, seed=0, **options):
-    """All gradients and the outputs of a call under a policy."""
-    module.truncation = cut
-    leaves = dict(module.named_parameters())
-    leaves |= {
-        str(at): a
-        for at, a in enumerate(arguments)
-        if isinstance(a, torch.Tensor) and a.requires_grad
-    }
-    torch.manual_seed(seed)
-    y, final = module(*arguments, **options)
-    y = y.data if isinstance(y, PackedSequence) else y
-    loss = (normal(*y.shape, seed=9) * y).sum()
-    for part in final if isinstance(final, tuple) else (final,):
-        loss = loss + (normal(*part.shape, seed=10) * part).sum()
-    return gradients(loss, leaves), y
 
 
 @pytest.mark.parametrize("kind", ["tanh", "gru", "lstm"])
@@ -358,135 +302,3 @@ def test_a_projected_state_is_cut():
     assert bptt.check_gradients(
         bptt.LSTM(3, 4, 2, proj_size=2, truncation=CUTS[0]), normal(TIME, 2, 3)
     ).passed
-
-
-@pytest.mark.parametrize("kind", ["tanh", "lstm"])
-def test_a_gradient_of_the_gradient(kind):
-    cut = RandomTruncation(2, 0.5)
-    module, reference = pair(kind, 3, 2, 2, truncation=cut)
-    x = normal(TIME, BATCH, 3).requires_grad_()
-    torch.manual_seed(0)
-    y, _ = module(x)
-    factors = drawn(cut, 0)
-    s = [x.new_zeros(2, BATCH, 2)] * len(PARTS[kind])
-    ys = []
-    for t in range(TIME):
-        if t and t % 2 == 0:
-            s = [gate(part, factors[t // 2 - 1].unsqueeze(1)) for part in s]
-        y_t, s = reference(x[t : t + 1], tuple(s) if len(s) > 1 else s[0])
-        s = s if isinstance(s, tuple) else (s,)
-        ys.append(y_t)
-    found = []
-    for m, out in ((module, y), (reference, torch.cat(ys))):
-        leaves = {"x": x} | dict(m.named_parameters())
-        first = torch.autograd.grad(
-            out.square().sum(), list(leaves.values()), create_graph=True
-        )
-        found.append(gradients(sum(g.square().sum() for g in first), leaves))
-    assert_same(*found, tolerance=1e-10)
-
-
-def test_what_is_cut_is_cut_even_where_it_is_infinite():
-    cut = RandomTruncation(3, 0.5)
-    factors = drawn(cut, 1)
-    last = factors[-1] == 0
-    assert last.any()
-    assert not last.all()
-    module, _ = pair("gru", 3, 4, truncation=cut)
-    x = normal(TIME, BATCH, 3).requires_grad_()
-    torch.manual_seed(1)
-    y, _ = module(x)
-    y[-1].backward(torch.full((BATCH, 4), torch.inf, dtype=torch.float64))
-    assert torch.equal(x.grad[:6, last], torch.zeros_like(x.grad[:6, last]))
-    assert not x.grad[5, ~last].isfinite().any()
-
-
-def test_a_forward_pass_run_again_is_cut_as_before():
-    module, _ = pair("gru", 3, 4, truncation=CUTS[0])
-    x = normal(TIME, BATCH, 3).requires_grad_()
-
-    def gradient(call):
-        torch.manual_seed(0)
-        return torch.autograd.grad(call(x).square().sum(), x)[0]
-
-    def checkpointed(x):
-        return torch.utils.checkpoint.checkpoint(
-            lambda x: module(x)[0], x, use_reentrant=False
-        )
-
-    assert torch.equal(gradient(lambda x: module(x)[0]), gradient(checkpointed))
-
-
-def test_several_errors_at_once():
-    module, _ = pair("gru", 3, 4, truncation=CUTS[0])
-    x = normal(TIME, BATCH, 3).requires_grad_()
-    y, _ = module(x)
-    errors = normal(3, TIME, BATCH, 4)
-    (together,) = torch.autograd.grad(
-        y, x, errors, is_grads_batched=True, retain_graph=True
-    )
-    for at, dy in enumerate(errors):
-        (alone,) = torch.autograd.grad(y, x, dy, retain_graph=True)
-        torch.testing.assert_close(together[at], alone, rtol=1e-12, atol=1e-14)
-
-
-def test_a_window_is_cut_at_random_within():
-    module, _ = pair("gru", 3, 4, truncation=CUTS[0])
-    stateful = bptt.Stateful(module)
-    x, leaves = normal(TIME, BATCH, 3), dict(module.named_parameters())
-    stateful(x)
-    state = stateful.state
-    torch.manual_seed(0)
-    mine = gradients(stateful(x).square().sum(), leaves)
-    torch.manual_seed(0)
-    assert_same(mine, gradients(module(x, state)[0].square().sum(), leaves))
-
-
-def test_gradient_flow_is_that_of_the_mean():
-    module, _ = pair("gru", 3, 4, truncation=CUTS[0])
-    x, dy = normal(TIME, BATCH, 3), normal(TIME, BATCH, 4, seed=2)
-    flow = bptt.gradient_flow(module, lambda: (module(x)[0] * dy).sum())
-    assert flow.truncation == Truncation.full()
-    total = sum(flow.gradient_by_lag("weight_hh_l0"))
-    expected, _ = pair("gru", 3, 4)
-    full = gradients((expected(x)[0] * dy).sum(), dict(expected.named_parameters()))
-    torch.testing.assert_close(total, full["weight_hh_l0"], rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-def test_what_is_refused_says_why():
-    cut = RandomTruncation(2, 0.5)
-    with pytest.raises(ValueError, match=r"memory_budget='1MB'.*set memory_budget to"):
-        bptt.GRU(3, 4, truncation=cut, memory_budget="1MB")
-    with pytest.raises(ValueError, match=r"memory_budget=9.*take a bptt.Truncation"):
-        bptt.Recurrent(torch.nn.GRUCell(3, 4), truncation=cut, memory_budget=9)
-    with pytest.raises(ValueError, match=r"bidirectional stack.*RandomTruncation\(ev"):
-        bptt.GRU(3, 4, 2, bidirectional=True, truncation=cut)
-    module = bptt.GRU(3, 4)
-    module.truncation = 0.5
-    x = torch.randn(5, 2, 3)
-    with pytest.raises(TypeError, match=r"bptt.RandomTruncation or None; got 0\.5"):
-        module(x)
-    module.truncation = cut
-    recurrent = bptt.Recurrent(torch.nn.GRUCell(3, 4), truncation=cut)
-    for call in (
-        lambda: torch.func.grad(lambda x: module(x)[0].sum())(x),
-        lambda: torch.func.grad(lambda x: recurrent(x)[0].sum())(x),
-        lambda: torch.func.vmap(lambda x: module(x)[0])(x.unsqueeze(0)),
-        lambda: torch.func.jvp(lambda x: module(x)[0], (x,), (x,)),
-    ):
-        with pytest.raises(NotImplementedError, match=r"no meaning inside torch\.func"):
-            call()
-    with pytest.raises(NotImplementedError, match=r"torch\.jit\.trace.*RandomTrunc"):
-        torch.jit.trace(module, x)
-    with pytest.raises(ValueError, match=r"contains a truncated module.*RandomTrunc"):
-        bptt.check_gradients(torch.nn.Sequential(module), x)
-
-
-def test_the_text_of_a_module_names_it():
-    cut = RandomTruncation(2, 0.5)
-    text = "RandomTruncation(every=2, probability=0.5)"
-    assert str(bptt.GRU(3, 4, truncation=cut)) == f"GRU(3, 4, {text})"
-    assert f"truncation={text}" in str(
-        bptt.Recurrent(torch.nn.GRUCell(3, 4), truncation=cut)
-    )

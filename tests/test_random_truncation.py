@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bptt import RandomTruncation, Truncation, pieces
+from literal_pieces import literal_draw
 
 
 def test_a_value_says_what_it_is():
@@ -79,21 +80,6 @@ def test_the_factor_is_one_over_the_probability_to_pass():
     # A power of the length, where that of a constant probability is exponential.
     assert power.factor(2000) / power.factor(1000) == pytest.approx(8, rel=0.05)
     assert RandomTruncation(1, 0.2).factor(1000) > 1e90
-
-
-def literal_draw(cut, boundaries, batch):
-    """Row by row, number by number."""
-    chance = torch.rand(boundaries, batch, dtype=torch.float64)
-    factors = torch.zeros(boundaries, batch, dtype=torch.float64)
-    for row in range(batch):
-        last = -1
-        for at in range(boundaries):
-            c = cut.probability_after(at - last)
-            if float(chance[at, row]) < c:
-                last = at
-            else:
-                factors[at, row] = 1 / (1 - c)
-    return factors
 
 
 @pytest.mark.parametrize("alpha", [math.inf, 3.5])
