@@ -21,8 +21,9 @@ class RandomTruncation:
     The steps are divided as `Truncation.chunks(every)` divides them. Between two pieces
     the error of the state, of all layers together, is set to zero with probability c,
     and multiplied by 1 / (1 - c) where it is not, for each row of the batch by itself.
-    Outputs are not changed. The mean of the gradient over the draws is the full
-    gradient of all weights, of the input and of the initial state.
+    Outputs are not changed, but for the rounding of products over fewer rows. The mean
+    of the gradient over the draws is the full gradient of all weights, of the input and
+    of the initial state.
 
     The factors multiply, so the variance may be large: an error that passes `n`
     boundaries arrives with probability `(1 - c)**n`, `(1 - c)**-n` times too large,
@@ -31,7 +32,11 @@ class RandomTruncation:
     last cut, and the factor grows as a power of the length, no longer exponentially.
 
     Every step of every sequence is still visited once, so this costs the time and the
-    memory of full BPTT over the sequence.
+    memory of full BPTT over the sequence, and a little for each piece.
+
+    The cuts are drawn at the end of each call of a module that wants gradients, from
+    torch's global generator on the CPU: `torch.manual_seed` fixes them, and masks of
+    dropout are those of the seed without cuts. Without gradients nothing is drawn.
 
     Args:
         every: steps of a piece, at least 1; 1 is the paper's. The steps inside a piece
@@ -148,11 +153,11 @@ class RandomTruncation:
         return (self.alpha - 1) / (scale + boundaries)
 
     def factor(self, steps: int) -> float:
-        """What an error is multiplied by that has gone back so far, at most.
+        """What multiplies an error that passes all boundaries within so many steps.
 
-        It does so with one over this as its probability, so this is the mean square of
-        the factor too, and this less 1 its variance. Of an error that begins at a cut:
-        with a finite `alpha`, others have smaller factors.
+        It passes them with one over this as its probability, so this is the mean square
+        of the factor too, and this less 1 its variance. Counted from a cut or the first
+        step; elsewhere, with a finite `alpha`, factors are smaller.
 
         Args:
             steps: of which every `every`-th has a boundary before it.

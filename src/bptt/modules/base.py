@@ -255,21 +255,20 @@ class ThroughTime(_Base):
         budget: Budget | None,
     ) -> tuple[Tensor, State]:
         """A stack of layers in one direction, by the ends of their weights' names."""
-        if self.proj_size:
-            stack = [
-                ProjectedLayer(*self._weights(end), getattr(self, f"weight_hr_{end}"))
-                for end in names
-            ]
-        else:
-            cell = self._cell()
-            layers = [Layer(cell, *self._weights(end)) for end in names]
+        engine: Any = projected.run if self.proj_size else autograd.run
+        cell = self._cell()
+        layers = [
+            ProjectedLayer(*self._weights(end), getattr(self, f"weight_hr_{end}"))
+            if self.proj_size
+            else Layer(cell, *self._weights(end))
+            for end in names
+        ]
 
         def loop(
             truncation: Truncation, rows: Rows, initial: State, x: Tensor, masks: Masks
         ) -> tuple[Tensor, State]:
-            if self.proj_size:
-                return projected.run(stack, x, initial, masks, truncation, rows, budget)
-            return autograd.run(layers, x, initial, masks, truncation, rows, budget)
+            found = engine(layers, x, initial, masks, truncation, rows, budget)
+            return cast(tuple[Tensor, State], found)
 
         return pieces.run(loop, self._policy(), rows, initial, x, masks, axis=1)
 
