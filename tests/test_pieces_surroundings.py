@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import bptt
-from bptt import RandomTruncation, Truncation
+from bptt import RandomTruncation, Truncation, pieces
 from literal import PARTS, assert_same, gradients, pair
 from literal_pieces import BATCH, CUTS, TIME, drawn, gate, normal
 
@@ -33,6 +33,17 @@ def test_a_gradient_of_the_gradient(kind):
         )
         found.append(gradients(sum(g.square().sum() for g in first), leaves))
     assert_same(*found, tolerance=1e-10)
+
+
+def test_a_check_of_gradients_checks_one_draw(monkeypatch):
+    module, _ = pair("lstm", 3, 4, 2, truncation=CUTS[1])
+    x = normal(TIME, 2, 3)
+    assert bptt.check_gradients(module, x, directions=1).passed
+    right = pieces._multiplied
+    for wrong in (lambda d, each: d, lambda d, each: 1.01 * right(d, each)):
+        monkeypatch.setattr(pieces, "_multiplied", wrong)
+        with pytest.raises(bptt.GradientError, match="finite difference"):
+            bptt.check_gradients(module, x, directions=1)
 
 
 def test_what_is_cut_is_cut_even_where_it_is_infinite():

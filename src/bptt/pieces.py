@@ -20,7 +20,7 @@ from bptt.truncation import Truncation
 
 Parts = tuple[Tensor, ...]  # of a state, each with an axis of rows
 Masks = Sequence[Tensor | PackedMask]
-Loop = Callable[[Truncation, Rows, Parts, Tensor, Masks], tuple[Tensor, Parts]]
+Loop = Callable[[Tensor, Parts, Masks, Truncation, Rows], tuple[Tensor, Parts]]
 
 
 def fixed(policy: Policy, time: int) -> Truncation | None:
@@ -65,7 +65,7 @@ def run(
     the way, dropout first of all, draws the same under every policy.
 
     Args:
-        loop: runs some of the steps: (truncation, rows, state, x, masks) -> (outputs,
+        loop: runs some of the steps: (x, state, masks, truncation, rows) -> (outputs,
             final state).
         policy: which errors go how far back.
         rows: which steps the rows have.
@@ -79,7 +79,7 @@ def run(
     """
     truncation = fixed(policy, rows.time)
     if truncation is not None:
-        return loop(truncation, rows, initial, x, masks)
+        return loop(x, initial, masks, truncation, rows)
     assert isinstance(policy, RandomTruncation)
     return _run(loop, policy, rows, initial, x, masks, axis)
 
@@ -115,7 +115,7 @@ def _run(
             passing |= any(s.requires_grad for s in state)
             state = _gated(state, factors[at - 1, : part.batch], axis)
         dropped = [mask[spans[at]] for mask in plain]
-        y, state = loop(full, part, state, piece, dropped)
+        y, state = loop(piece, state, dropped, full, part)
         ys.append(y)
     for gone in reversed(ended):
         pairs = zip(state, gone, strict=True)

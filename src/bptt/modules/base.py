@@ -1,6 +1,7 @@
 """What RNN, GRU and LSTM share: from torch.nn's call to the loop, and back."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -18,7 +19,6 @@ from bptt.modules.arrangement import Arrangement, arrange, arrange_packed
 from bptt.modules.budget import between_loops
 from bptt.modules.projected import ProjectedLayer
 from bptt.modules.tracing import traceable
-from bptt.pieces import Masks
 from bptt.random_truncation import Policy
 from bptt.rows import Rows
 from bptt.through_time import Layer
@@ -264,12 +264,7 @@ class ThroughTime(_Base):
             for end in names
         ]
 
-        def loop(
-            truncation: Truncation, rows: Rows, initial: State, x: Tensor, masks: Masks
-        ) -> tuple[Tensor, State]:
-            found = engine(layers, x, initial, masks, truncation, rows, budget)
-            return cast(tuple[Tensor, State], found)
-
+        loop = partial(engine, layers, budget=budget)
         return pieces.run(loop, self._policy(), rows, initial, x, masks, axis=1)
 
     def _weights(self, end: str) -> tuple[Any, Any, Any, Any]:

@@ -1,5 +1,6 @@
 """Recurrent: a cell of one's own, run and trained by the loop through time."""
 
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -168,7 +169,7 @@ class Recurrent(torch.nn.Module):
             )
 
         def loop(
-            truncation: Truncation, rows: Rows, initial: Leaves, x: Tensor, _: Masks
+            x: Tensor, initial: Leaves, _: Masks, truncation: Truncation, rows: Rows
         ) -> tuple[Tensor, Leaves]:
             steps = None
             if budget is not None and torch.is_grad_enabled():
@@ -271,12 +272,7 @@ def _run_in_engine(
     state = tuple(leaf.to(weight.dtype).unsqueeze(0) for leaf in initial)
     x = x.to(weight.dtype)
 
-    @autograd.eager
-    def loop(
-        truncation: Truncation, rows: Rows, initial: Leaves, x: Tensor, masks: Masks
-    ) -> tuple[Tensor, Leaves]:
-        return autograd.run([layer], x, initial, masks, truncation, rows, budget)
-
+    loop = partial(autograd.eager(autograd.run), [layer], budget=budget)
     # Under autocast the recurrence stays in the precision of its weights.
     with torch.autocast(x.device.type, enabled=False):
         y, final = pieces.run(loop, policy, batch.rows, state, x, axis=1)
