@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from bptt.modules import Recurrent as Recurrent
     from bptt.modules import Stateful as Stateful
     from bptt.modules import accelerate as accelerate
+    from bptt.random_truncation import RandomTruncation as RandomTruncation
     from bptt.truncation import Truncation as Truncation
     from bptt.verify import GradientReport as GradientReport
     from bptt.verify import check_gradients as check_gradients
@@ -48,6 +49,7 @@ _HOME = {
     "accelerate": "bptt.modules",
     "Recurrent": "bptt.modules",
     "LanguageModel": "bptt.language_model",
+    "RandomTruncation": "bptt.random_truncation",
     "Truncation": "bptt.truncation",
     "GradientReport": "bptt.verify",
     "check_gradients": "bptt.verify",

@@ -21,8 +21,8 @@ from torch import Tensor
 from bptt import storage
 from bptt.errors import CheckpointError
 from bptt.modules import GRU, LSTM, RNN
+from bptt.random_truncation import Policy
 from bptt.text.tokens import Tokenizer
-from bptt.truncation import Truncation
 
 State = Tensor | tuple[Tensor, Tensor]
 CellName = Literal["rnn", "gru", "lstm"]
@@ -106,7 +106,7 @@ class LanguageModel(torch.nn.Module):
         self,
         config: ModelConfig,
         tokenizer: Tokenizer | None = None,
-        truncation: Truncation | None = None,
+        truncation: Policy | None = None,
     ) -> None:
         super().__init__()
         if tokenizer is not None and tokenizer.size != config.vocab:
@@ -155,12 +155,12 @@ class LanguageModel(torch.nn.Module):
             torch.nn.init.normal_(self.recurrent.weight_ih_l0, std=ONE_HOT_STD)
 
     @property
-    def truncation(self) -> Truncation | None:
+    def truncation(self) -> Policy | None:
         """Which errors go how far back; may be set."""
-        return cast(Truncation | None, self.recurrent.truncation)
+        return cast(Policy | None, self.recurrent.truncation)
 
     @truncation.setter
-    def truncation(self, value: Truncation | None) -> None:
+    def truncation(self, value: Policy | None) -> None:
         self.recurrent.truncation = value
 
     def forward(

@@ -61,8 +61,8 @@ class Truncation:
     k2: int | None
 
     def __init__(self, k1: int, k2: int) -> None:
-        _require_steps("k1", k1, smallest=1)
-        _require_steps("k2", k2, smallest=1)
+        require_steps("k1", k1, smallest=1)
+        require_steps("k2", k2, smallest=1)
         object.__setattr__(self, "k1", int(k1))
         object.__setattr__(self, "k2", int(k2))
 
@@ -77,7 +77,7 @@ class Truncation:
     @classmethod
     def chunks(cls, k: int) -> "Truncation":
         """`(k, k)`: what detaching the state every `k` steps gives."""
-        _require_steps("k", k, smallest=1)
+        require_steps("k", k, smallest=1)
         return cls(k, k)
 
     @classmethod
@@ -88,8 +88,13 @@ class Truncation:
         itself and `n` earlier ones (Britz, "Recurrent Neural Networks Tutorial,
         part 3", 2015).
         """
-        _require_steps("bptt_truncate", bptt_truncate, smallest=0)
+        require_steps("bptt_truncate", bptt_truncate, smallest=0)
         return cls(1, bptt_truncate + 1)
+
+    @property
+    def mean(self) -> "Truncation":
+        """This: what is cut here is the same each time (see `RandomTruncation`)."""
+        return self
 
     @property
     def is_full(self) -> bool:
@@ -141,7 +146,13 @@ class Truncation:
         return f"Truncation(k1={self.k1}, k2={self.k2})"
 
 
-def _require_steps(name: str, value: object, *, smallest: int) -> None:
+def require_steps(name: str, value: object, *, smallest: int) -> None:
+    """Refuse what is no number of steps, or too few of them.
+
+    Raises:
+        TypeError: `value` is not an int.
+        ValueError: it is smaller than `smallest`.
+    """
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(
             f"{name} must be an int, a number of steps; got {value!r} "

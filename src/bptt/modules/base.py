@@ -1,13 +1,14 @@
 """What RNN, GRU and LSTM share: from torch.nn's call to the loop, and back."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from bptt import autograd
+from bptt import autograd, pieces
 from bptt.cells import Cell
 from bptt.cells.base import State
 from bptt.kernels import native
@@ -18,6 +19,7 @@ from bptt.modules.arrangement import Arrangement, arrange, arrange_packed
 from bptt.modules.budget import between_loops
 from bptt.modules.projected import ProjectedLayer
 from bptt.modules.tracing import traceable
+from bptt.random_truncation import Policy
 from bptt.rows import Rows
 from bptt.through_time import Layer
 from bptt.truncation import Truncation
@@ -31,11 +33,11 @@ else:  # at run time a mixin, so that torch.nn.LSTM itself is the base class
 class ThroughTime(_Base):
     """What the three modules share: from torch.nn's call to layers, and back."""
 
-    truncation: Truncation | None = None
+    truncation: Policy | None = None
     memory_budget: int | str | None = None
 
     def _configure(
-        self, truncation: Truncation | None, memory_budget: int | str | None
+        self, truncation: Policy | None, memory_budget: int | str | None
     ) -> None:
         self.truncation = truncation
         self.memory_budget = memory_budget
@@ -165,11 +167,14 @@ class ThroughTime(_Base):
             if not all(isinstance(part, Tensor) for part in hx):
                 return None
         cell = self._cell()
+        truncation = pieces.fixed(self._policy(), input.shape[0])
+        if truncation is None:
+            return None
         ready = native.ready(cell, weights, input, hx)
         if ready is None:
             return None
         try:
-            y, state = autograd.run_ready(ready, cell, weights, input, self._policy())
+            y, state = autograd.run_ready(ready, cell, weights, input, truncation)
         except (ValueError, IndexError):  # of sizes and ids
             return None
         return y, (state[0] if len(state) == 1 else state)
@@ -240,7 +245,7 @@ class ThroughTime(_Base):
         """The width of h, in one direction."""
         return self.proj_size or self.hidden_size
 
-    def _policy(self) -> Truncation:
+    def _policy(self) -> Policy:
         return Truncation.full() if self.truncation is None else self.truncation
 
     def _run_layers(
@@ -253,16 +258,17 @@ class ThroughTime(_Base):
         budget: Budget | None,
     ) -> tuple[Tensor, State]:
         """A stack of layers in one direction, by the ends of their weights' names."""
-        policy = self._policy()
-        if self.proj_size:
-            stack = [
-                ProjectedLayer(*self._weights(end), getattr(self, f"weight_hr_{end}"))
-                for end in names
-            ]
-            return projected.run(stack, x, initial, masks, policy, rows, budget)
+        engine: Any = projected.run if self.proj_size else autograd.run
         cell = self._cell()
-        layers = [Layer(cell, *self._weights(end)) for end in names]
-        return autograd.run(layers, x, initial, masks, policy, rows, budget)
+        layers = [
+            ProjectedLayer(*self._weights(end), getattr(self, f"weight_hr_{end}"))
+            if self.proj_size
+            else Layer(cell, *self._weights(end))
+            for end in names
+        ]
+
+        loop = partial(engine, layers, budget=budget)
+        return pieces.run(loop, self._policy(), rows, initial, x, masks, axis=1)
 
     def _weights(self, end: str) -> tuple[Any, Any, Any, Any]:
         # By attribute and not from _flat_weights, which functional_call and
@@ -342,13 +348,7 @@ class ThroughTime(_Base):
 
     def _check_policies(self) -> None:
         name = type(self).__name__
-        if self.truncation is not None and not isinstance(self.truncation, Truncation):
-            raise TypeError(
-                f"{name}: truncation must be a bptt.Truncation or None; got "
-                f"{self.truncation!r}"
-            )
-        if self.memory_budget is not None:
-            Budget.parse(self.memory_budget)
+        checks.require_policies(self.truncation, self.memory_budget, name)
         cuts = self.truncation is not None and not self.truncation.is_full
         if cuts and self.bidirectional and self.num_layers > 1:
             raise ValueError(

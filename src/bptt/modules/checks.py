@@ -5,7 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bptt.memory import Budget
 from bptt.outside import inside_transform
+from bptt.random_truncation import Policy, RandomTruncation
 
 
 def require_sequence(
@@ -131,3 +133,30 @@ def _split(hx: Any, parts: int, name: str) -> tuple[Tensor, ...]:
         return tuple(hx)
     wanted = "a tuple (h_0, c_0) of tensors" if parts == 2 else "a tensor h_0"
     raise TypeError(f"{name}: hx must be {wanted}; got {type(hx).__name__}")
+
+
+def require_policies(truncation: object, memory_budget: object, name: str) -> None:
+    """Refuse what is no truncation or no budget, or both where they do not go together.
+
+    Args:
+        truncation: None, or which errors go how far back.
+        memory_budget: None, bytes, or a str as "512MB".
+        name: of the module, for errors.
+
+    Raises:
+        TypeError, ValueError: they cannot be used.
+    """
+    if truncation is not None and not isinstance(truncation, Policy):
+        raise TypeError(
+            f"{name}: truncation must be a bptt.Truncation, a bptt.RandomTruncation or "
+            f"None; got {truncation!r}"
+        )
+    if memory_budget is None:
+        return
+    Budget.parse(memory_budget)
+    if isinstance(truncation, RandomTruncation) and truncation.is_random:
+        raise ValueError(
+            f"{name}: memory_budget={memory_budget!r} cannot be kept under "
+            f"{truncation}, whose pieces are loops of their own, each of which keeps "
+            "what it needs; set memory_budget to None, or take a bptt.Truncation"
+        )

@@ -10,7 +10,7 @@ import torch
 
 from bptt.cells import Cell, GRUCell, LSTMCell, ReLUCell, TanhCell
 from bptt.modules.base import ThroughTime
-from bptt.truncation import Truncation
+from bptt.random_truncation import Policy
 
 
 @final
@@ -36,9 +36,11 @@ class RNN(ThroughTime, torch.nn.RNN):
 
     Raises:
         ValueError, TypeError: as torch.nn.RNN; or a truncation of a bidirectional
-            stack, which is not defined; or no size of memory. Calls raise ValueError,
+            stack, which is not defined; or no size of memory, or one beside a
+            `RandomTruncation`. Calls raise ValueError,
             naming the least that is enough, if memory_budget is too small for them.
 
+    >>> from bptt import Truncation
     >>> rnn = RNN(10, 20, truncation=Truncation.per_output(4))
     >>> y, h_n = rnn(torch.randn(7, 3, 10))
     >>> y.shape, h_n.shape
@@ -58,7 +60,7 @@ class RNN(ThroughTime, torch.nn.RNN):
         device: Any = None,
         dtype: Any = None,
         *,
-        truncation: Truncation | None = None,
+        truncation: Policy | None = None,
         memory_budget: int | str | None = None,
     ) -> None:
         torch.nn.RNN.__init__(
@@ -102,7 +104,8 @@ class GRU(ThroughTime, torch.nn.GRU):
 
     Raises:
         ValueError, TypeError: as torch.nn.GRU; or a truncation of a bidirectional
-            stack, which is not defined; or no size of memory. Calls raise ValueError,
+            stack, which is not defined; or no size of memory, or one beside a
+            `RandomTruncation`. Calls raise ValueError,
             naming the least that is enough, if memory_budget is too small for them.
     """
 
@@ -118,7 +121,7 @@ class GRU(ThroughTime, torch.nn.GRU):
         device: Any = None,
         dtype: Any = None,
         *,
-        truncation: Truncation | None = None,
+        truncation: Policy | None = None,
         memory_budget: int | str | None = None,
     ) -> None:
         torch.nn.GRU.__init__(
@@ -163,7 +166,8 @@ class LSTM(ThroughTime, torch.nn.LSTM):
 
     Raises:
         ValueError, TypeError: as torch.nn.LSTM; or a truncation of a bidirectional
-            stack, which is not defined; or no size of memory. Calls raise ValueError,
+            stack, which is not defined; or no size of memory, or one beside a
+            `RandomTruncation`. Calls raise ValueError,
             naming the least that is enough, if memory_budget is too small for them.
     """
 
@@ -180,7 +184,7 @@ class LSTM(ThroughTime, torch.nn.LSTM):
         device: Any = None,
         dtype: Any = None,
         *,
-        truncation: Truncation | None = None,
+        truncation: Policy | None = None,
         memory_budget: int | str | None = None,
     ) -> None:
         torch.nn.LSTM.__init__(

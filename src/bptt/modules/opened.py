@@ -34,7 +34,7 @@ class OpenedStack:
         names: of each layer's weights in the module: U, W and the biases.
         initial: parts (layers, batch, state).
         masks: of dropout, as `through_time.forward` takes them.
-        truncation: the module's.
+        truncation: the module's; of a random one that of its mean gradient.
     """
 
     batch: Arrangement
@@ -54,7 +54,7 @@ class OpenedCell:
         cell: a copy.
         nest: how it has its state.
         initial: the state's leaves, (batch, ...).
-        truncation: the module's.
+        truncation: the module's; of a random one that of its mean gradient.
     """
 
     batch: Arrangement
@@ -136,7 +136,7 @@ def _stack(
         [_names("", f"_{end}") for end in ends],
         initial,
         masks,
-        module._policy(),
+        module._policy().mean,
     )
 
 
@@ -150,7 +150,7 @@ def _cell(
 ) -> OpenedStack | OpenedCell:
     batch, initial, nest = module._arranged(input, state, lengths, resets)
     batch = _copied(batch)
-    truncation = module._policy()
+    truncation = module._policy().mean
     cell: Any = module.cell
     known = engine_cell(cell)
     if known is None:

@@ -1,16 +1,21 @@
 """Recurrent: a cell of one's own, run and trained by the loop through time."""
 
+from functools import partial
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from bptt import autograd, own_cells
+from bptt import autograd, own_cells, pieces
 from bptt.cells import Cell, GRUCell, LSTMCell, ReLUCell, TanhCell
 from bptt.cells.contract import HasInitialState
 from bptt.cells.nest import Leaves, Nest, flatten
 from bptt.memory import Budget
+from bptt.modules import checks
 from bptt.modules.arrangement import Arrangement, arrange
+from bptt.pieces import Masks
+from bptt.random_truncation import Policy
+from bptt.rows import Rows
 from bptt.through_time import Layer
 from bptt.truncation import Truncation
 
@@ -27,13 +32,13 @@ class Recurrent(torch.nn.Module):
     its arguments, its parameters and the global random numbers. Then everything that
     `bptt.LSTM` does works for it: truncations, ragged rows, resets, a memory budget.
 
-    Under full BPTT (and a truncation that cuts nothing) the steps run under autograd,
-    so anything goes that autograd can do. Under a truncation that cuts, and where a
-    memory budget has steps run again, gradients go to
-    the input, the initial state and the cell's parameters: a cell that reads other
-    tensors which require gradients is refused, and so is one that changes its input or
-    state in place. Where such a cell draws random numbers, as for dropout, the way back
-    takes its steps one by one and draws them again.
+    Under full BPTT (and a truncation that cuts nothing, or at random) the steps run
+    under autograd, so anything goes that autograd can do. Under a truncation that cuts,
+    and where a memory budget has steps run again, gradients go to the input, the
+    initial state and the cell's parameters: a cell that reads other tensors which
+    require gradients is refused, and so is one that changes its input or state in
+    place. Where such a cell draws random numbers, as for dropout, the way back takes
+    its steps one by one and draws them again.
 
     Faster, from any cell to the fastest: a `bptt.cells.SplitCell` names what needs no
     state, for all steps at once; a `bptt.cells.DifferentiableCell` brings its
@@ -50,8 +55,9 @@ class Recurrent(torch.nn.Module):
             keeps all.
 
     Raises:
-        TypeError: `cell` is not a module, or `truncation` not a `bptt.Truncation`.
-        ValueError: `memory_budget` is no size.
+        TypeError: `cell` is not a module, or `truncation` not a `bptt.Truncation` or
+            `bptt.RandomTruncation`.
+        ValueError: `memory_budget` is no size, or stands beside a `RandomTruncation`.
 
     >>> from bptt import Truncation
     >>> cell = torch.nn.GRUCell(10, 20)
@@ -65,7 +71,7 @@ class Recurrent(torch.nn.Module):
         self,
         cell: torch.nn.Module,
         *,
-        truncation: Truncation | None = None,
+        truncation: Policy | None = None,
         memory_budget: int | str | None = None,
     ) -> None:
         super().__init__()
@@ -147,35 +153,34 @@ class Recurrent(torch.nn.Module):
         """The truncation."""
         return "" if self.truncation is None else f"truncation={self.truncation}"
 
-    def _policy(self) -> Truncation:
+    def _policy(self) -> Policy:
         return Truncation.full() if self.truncation is None else self.truncation
 
     def _run(
         self, batch: Arrangement, initial: Leaves, nest: Nest
     ) -> tuple[Tensor, Leaves]:
-        truncation = self._policy()
         budget = (
             None if self.memory_budget is None else Budget.parse(self.memory_budget)
         )
         known = engine_cell(self.cell)
         if known is not None:
             return _run_in_engine(
-                known, self.cell, batch, initial, nest, truncation, budget
+                known, self.cell, batch, initial, nest, self._policy(), budget
             )
-        segment_steps = None
-        if budget is not None and torch.is_grad_enabled():
-            segment_steps = own_cells.segment_steps(
-                self.cell, nest, batch.x, initial, truncation, batch.rows, budget
+
+        def loop(
+            x: Tensor, initial: Leaves, _: Masks, truncation: Truncation, rows: Rows
+        ) -> tuple[Tensor, Leaves]:
+            steps = None
+            if budget is not None and torch.is_grad_enabled():
+                steps = own_cells.segment_steps(
+                    self.cell, nest, x, initial, truncation, rows, budget
+                )
+            return own_cells.run(
+                self.cell, nest, x, initial, truncation, rows, segment_steps=steps
             )
-        return own_cells.run(
-            self.cell,
-            nest,
-            batch.x,
-            initial,
-            truncation,
-            batch.rows,
-            segment_steps=segment_steps,
-        )
+
+        return pieces.run(loop, self._policy(), batch.rows, initial, batch.x, axis=0)
 
     def _initial(self, state: Any, input: Tensor) -> tuple[Leaves, Nest]:
         batch = input.shape[1]
@@ -211,13 +216,7 @@ class Recurrent(torch.nn.Module):
         )
 
     def _check_policies(self) -> None:
-        if self.truncation is not None and not isinstance(self.truncation, Truncation):
-            raise TypeError(
-                f"{_NAME}: truncation must be a bptt.Truncation or None; got "
-                f"{self.truncation!r}"
-            )
-        if self.memory_budget is not None:
-            Budget.parse(self.memory_budget)
+        checks.require_policies(self.truncation, self.memory_budget, _NAME)
         is_cell = isinstance(self.cell, torch.nn.RNNCellBase)
         if is_cell and engine_cell(self.cell) is None:
             raise TypeError(
@@ -244,7 +243,7 @@ def _run_in_engine(
     batch: Arrangement,
     initial: Leaves,
     nest: Nest,
-    truncation: Truncation,
+    policy: Policy,
     budget: Budget | None,
 ) -> tuple[Tensor, Leaves]:
     """One of torch.nn's cells, as a layer of the engine."""
@@ -272,10 +271,11 @@ def _run_in_engine(
     layer = Layer(known, cell.weight_ih, weight, cell.bias_ih, cell.bias_hh)
     state = tuple(leaf.to(weight.dtype).unsqueeze(0) for leaf in initial)
     x = x.to(weight.dtype)
+
+    loop = partial(autograd.eager(autograd.run), [layer], budget=budget)
     # Under autocast the recurrence stays in the precision of its weights.
     with torch.autocast(x.device.type, enabled=False):
-        run = autograd.eager(autograd.run)
-        y, final = run([layer], x, state, [], truncation, batch.rows, budget)
+        y, final = pieces.run(loop, policy, batch.rows, state, x, axis=1)
     return y, tuple(part.squeeze(0) for part in final)
 
 

@@ -13,12 +13,13 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from bptt.random_truncation import Policy, RandomTruncation
 from bptt.truncation import Truncation
 
 
 @runtime_checkable
 class _Truncated(Protocol):
-    truncation: Truncation | None
+    truncation: Policy | None
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class _Context:
     input: Tensor  # in the module's own layout, as is `resets`
     resets: Tensor | None
     before: Any  # the state before the first of them
-    truncation: Truncation  # under which they were kept
+    truncation: Policy  # under which they were kept
 
 
 @final
@@ -39,7 +40,8 @@ class Stateful(torch.nn.Module):
     go back as the module's `truncation` says, across windows: where `k2 > k1`, the
     newest `k2 - k1` steps before the window, in whole chunks of `k1`, run again from
     the detached state that was kept before them, under the weights as they are now.
-    With `None` or `Truncation.full()` errors go back to the beginning of the window.
+    With `None` or `Truncation.full()` errors go back to the beginning of the window,
+    and so they do on average with a `RandomTruncation`.
     Nothing is kept of a graph, so each window's loss can be differentiated by itself,
     and the weights may change in between. The states before those steps are as the
     weights of their time made them.
@@ -172,7 +174,7 @@ class Stateful(torch.nn.Module):
         input: Tensor,
         resets: Tensor | None,
         before: Any,
-        truncation: Truncation,
+        truncation: Policy,
         reach: int,
     ) -> _Context | None:
         """The newest `reach` steps and the state before them."""
@@ -239,7 +241,7 @@ class Stateful(torch.nn.Module):
         return part.masked_fill(rows.view(shape), 0)
 
     def _check_window(
-        self, window: Tensor, resets: Tensor | None, aligned: Truncation | None
+        self, window: Tensor, resets: Tensor | None, aligned: Policy | None
     ) -> None:
         shape = tuple(window.shape)
         least = 3 if self._layered and window.is_floating_point() else 2
@@ -255,7 +257,7 @@ class Stateful(torch.nn.Module):
                 f"has {self._batch()}; call reset() before other sequences begin, or "
                 "leave out a last batch that is smaller"
             )
-        if aligned is not None and aligned.k1 is not None and time % aligned.k1:
+        if isinstance(aligned, Truncation) and aligned.k1 and time % aligned.k1:
             raise ValueError(
                 f"window has {time} steps, which must be a multiple of k1 = "
                 f"{aligned.k1}, since {aligned} reaches across windows; try "
@@ -276,8 +278,10 @@ def _has_truncation(module: object) -> bool:
     return isinstance(module, _Truncated)
 
 
-def _reach(truncation: Truncation) -> int:
+def _reach(truncation: Policy) -> int:
     """How many steps errors go back before a window's first chunk, in whole chunks."""
+    if isinstance(truncation, RandomTruncation):
+        return 0
     if truncation.k1 is None or truncation.k2 is None:
         return 0
     return -(-max(0, truncation.k2 - truncation.k1) // truncation.k1) * truncation.k1

@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from bptt.truncation import Truncation
+from bptt.random_truncation import Policy
 
 
 def traceable(
     module: torch.nn.RNNBase,
-    truncation: Truncation | None,
+    truncation: Policy | None,
     input: Tensor | PackedSequence,
     *,
     plain: bool,

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from bptt.errors import GradientError
 from bptt.modules.base import ThroughTime
-from bptt.truncation import Truncation
+from bptt.random_truncation import Policy, RandomTruncation
 from bptt.verify.difference import slope_along
+from bptt.verify.drawn import DrawnObjective
 from bptt.verify.literal import LiteralObjective, cuts, steps_of
 from bptt.verify.report import GradientReport, TensorCheck
 from bptt.verify.subject import (
@@ -53,7 +54,8 @@ def check_gradients(
     below the rounding of the difference cannot be judged and passes. Under a truncation
     that cuts, the objective is the one whose gradient the truncated gradient is by
     definition (see `bptt.verify.literal`), with a custom loss replaced by its tangent
-    at the outputs: its own derivative is then taken from autograd. In float32 the error
+    at the outputs: its own derivative is then taken from autograd. Under a
+    `RandomTruncation` it is that of one draw, which `seed` fixes. In float32 the error
     of a tensor is the largest of its entries' errors over its largest entry; parameters
     and inputs are rounded to float32 first, so that both start from the same numbers.
 
@@ -145,8 +147,11 @@ def measure(
                 f"x is {x.dtype}; call requires_grad_() on the module or give a float x"
             )
         score = loss or weighted_sum(exact.outputs(), generator)
+        torch.manual_seed(seed)  # so that the cuts of a random truncation are the same
         double = differentiate(exact, score)
+        torch.manual_seed(seed)
         single = differentiate(Subject.copied(module, x, hx, double=False), score)
+        torch.manual_seed(seed)
         objective = _objective(exact, score, double)
         rows = [
             _against_differences(
@@ -161,13 +166,14 @@ def measure(
 def _objective(exact: Subject, score: Loss, found: Derivatives) -> Callable[[], float]:
     """The function of the subject's tensors whose gradient the module's should be."""
     module = exact.module
-    if (
-        isinstance(module, ThroughTime)
-        and module.truncation is not None
-        and cuts(module.truncation, steps_of(module, exact.x))
-    ):
-        literal = LiteralObjective(module, exact.x, exact.hx, found.doutputs)
-        return lambda: float(literal())
+    if isinstance(module, ThroughTime) and module.truncation is not None:
+        policy, given = module.truncation, (exact.x, exact.hx, found.doutputs)
+        if isinstance(policy, RandomTruncation) and policy.is_random:
+            drawn = DrawnObjective(module, *given)
+            return lambda: float(drawn())
+        if cuts(policy.mean, steps_of(module, exact.x)):
+            literal = LiteralObjective(module, *given)
+            return lambda: float(literal())
 
     def value() -> float:
         return float(score(exact.outputs()))
@@ -280,11 +286,7 @@ def _require_module_and_inputs(module: object, x: object, hx: object) -> None:
     for name, part in module.named_modules():
         truncation = getattr(part, "truncation", None)
         checkable = part is module and isinstance(module, ThroughTime)
-        if (
-            isinstance(truncation, Truncation)
-            and not truncation.is_full
-            and not checkable
-        ):
+        if isinstance(truncation, Policy) and not truncation.is_full and not checkable:
             raise ValueError(
                 f"module contains a truncated module ({name or type(part).__name__}: "
                 f"{truncation}), so its gradient is not that of its loss, by intent; "

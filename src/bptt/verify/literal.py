@@ -72,6 +72,71 @@ class _Runs:
     weights_final: Parts
 
 
+@dataclass(frozen=True)
+class Call:
+    """A module's call with time first, a batch, full BPTT, and scores for its outputs.
+
+    Attributes:
+        module: a copy that shares the parameters, which may be moved in place.
+        x: (time, batch, ...), a view.
+        initial: the state before the first step, views.
+        weights_y: of the outputs, for each direction.
+        weights_final: of the parts of the final state, for each direction.
+    """
+
+    module: ThroughTime
+    x: Tensor
+    initial: Parts
+    weights_y: list[Tensor]
+    weights_final: list[Parts]
+
+    @classmethod
+    def of(
+        cls, module: ThroughTime, x: Tensor, hx: Any, weights: Sequence[Tensor]
+    ) -> "Call":
+        """From what the module takes, and weights of what it returns."""
+        batched = _is_batched(x)
+        swap = batched and module.batch_first
+
+        def time_major(t: Tensor) -> Tensor:  # a view, so it follows changes in place
+            return t.transpose(0, 1) if swap else t if batched else t.unsqueeze(1)
+
+        def with_batch(parts: Sequence[Tensor]) -> Parts:
+            return tuple(part if batched else part.unsqueeze(1) for part in parts)
+
+        twin = copy.copy(module)  # the same parameters, another policy
+        twin.truncation = None
+        twin.batch_first = False
+        weights_y, weights_final = time_major(weights[0]), with_batch(weights[1:])
+        if hx is None:
+            initial = tuple(torch.zeros_like(part) for part in weights_final)
+        else:
+            initial = with_batch((hx,) if isinstance(hx, Tensor) else hx)
+        scores = [(weights_y, weights_final)]
+        if module.bidirectional:
+            # A truncation runs along each direction's own time. Both directions run
+            # over the window, and the other one's outputs weigh nothing.
+            scores = [_of_direction(d, weights_y, weights_final) for d in (0, 1)]
+        ys, finals = zip(*scores, strict=True)
+        return cls(twin, time_major(x), initial, list(ys), list(finals))
+
+    @property
+    def time(self) -> int:
+        """Steps of the sequence."""
+        return self.x.shape[0]
+
+    def steps(self, start: int, stop: int, direction: int) -> slice:
+        """Steps along a direction's own time, in the time of the input."""
+        if direction:
+            return slice(self.time - stop, self.time - start)
+        return slice(start, stop)
+
+    def run(self, x: Tensor, hx: Parts) -> tuple[Tensor, Parts]:
+        """Outputs and the final state's parts."""
+        y, final = self.module(x, hx if len(hx) > 1 else hx[0])
+        return y, ((final,) if isinstance(final, Tensor) else final)
+
+
 class LiteralObjective:
     """Sum over passes of the scores of their outputs, at the tensors' present values.
 
@@ -86,77 +151,48 @@ class LiteralObjective:
     def __init__(
         self, module: ThroughTime, x: Tensor, hx: Any, weights: Sequence[Tensor]
     ) -> None:
-        batched = _is_batched(x)
-        swap = batched and module.batch_first
-
-        def time_major(t: Tensor) -> Tensor:  # a view, so it follows changes in place
-            return t.transpose(0, 1) if swap else t if batched else t.unsqueeze(1)
-
-        def with_batch(parts: Sequence[Tensor]) -> Parts:
-            return tuple(part if batched else part.unsqueeze(1) for part in parts)
-
         assert module.truncation is not None
         with torch.no_grad():
-            self._module = copy.copy(module)  # the same parameters, another policy
-            self._module.truncation = None
-            self._module.batch_first = False
-            self._x = time_major(x)
-            weights_y, weights_final = time_major(weights[0]), with_batch(weights[1:])
-            if hx is None:
-                self._initial = tuple(torch.zeros_like(part) for part in weights_final)
-            else:
-                self._initial = with_batch((hx,) if isinstance(hx, Tensor) else hx)
-            passes = windows(module.truncation, self._x.shape[0])
+            self._call = call = Call.of(module, x, hx, weights)
+            passes = windows(module.truncation.mean, call.time)
             self._runs: list[_Runs] = []
-            for direction in range(2 if module.bidirectional else 1):
-                # A truncation runs along each direction's own time. Both directions
-                # run over the window, and the other one's outputs weigh nothing.
-                score = weights_y, weights_final
-                if module.bidirectional:
-                    score = _of_direction(direction, weights_y, weights_final)
+            for direction in range(len(call.weights_y)):
                 for length in sorted({w.stop - w.start for w in passes}):
                     group = [w for w in passes if w.stop - w.start == length]
-                    self._runs.append(self._plan(group, *score, direction == 1))
+                    self._runs.append(self._plan(group, direction))
 
     def __call__(self) -> Tensor:
         """The sum; only its gradient means anything, not its value."""
-        total = self._initial[0].new_zeros(())
+        call = self._call
+        total = call.initial[0].new_zeros(())
         for runs in self._runs:
-            states = [self._initial if s is None else s for s in runs.states]
+            states = [call.initial if s is None else s for s in runs.states]
             hx = tuple(torch.cat(part, dim=1) for part in zip(*states, strict=True))
-            y, final = self._run(torch.cat([self._x[s] for s in runs.steps], 1), hx)
+            y, final = call.run(torch.cat([call.x[s] for s in runs.steps], 1), hx)
             total = total + (runs.weights_y * y).sum()
             for part, weights in zip(final, runs.weights_final, strict=True):
                 total = total + (weights * part).sum()
         return total
 
-    def _run(self, x: Tensor, hx: Parts) -> tuple[Tensor, Parts]:
-        y, final = self._module(x, hx if len(hx) > 1 else hx[0])
-        return y, ((final,) if isinstance(final, Tensor) else final)
-
-    def _plan(
-        self,
-        group: list[Window],
-        weights_y: Tensor,
-        weights_final: Parts,
-        backwards: bool,
-    ) -> _Runs:
-        time = weights_y.shape[0]
+    def _plan(self, group: list[Window], direction: int) -> _Runs:
+        call = self._call
+        weights_y = call.weights_y[direction]
+        weights_final = call.weights_final[direction]
 
         def steps(start: int, stop: int) -> slice:
-            return slice(time - stop, time - start) if backwards else slice(start, stop)
+            return call.steps(start, stop, direction)
 
         states, scores, finals = [], [], []
         for window in group:
             before = steps(0, window.start)
             states.append(
-                self._run(self._x[before], self._initial)[1] if window.start else None
+                call.run(call.x[before], call.initial)[1] if window.start else None
             )
             score = torch.zeros_like(weights_y)
             scored = steps(window.scored, window.stop)
             score[scored] = weights_y[scored]
             scores.append(score[steps(window.start, window.stop)])
-            at_end = window.stop == time
+            at_end = window.stop == call.time
             finals.append(
                 tuple(w if at_end else torch.zeros_like(w) for w in weights_final)
             )
