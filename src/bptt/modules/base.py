@@ -187,7 +187,12 @@ class ThroughTime(_Base):
         lengths: Tensor | None,
         resets: Tensor | None,
     ) -> Any:
-        packs = self.bidirectional or self.proj_size or self.memory_budget is not None
+        packs = (
+            self.bidirectional
+            or self.proj_size
+            or self.memory_budget is not None
+            or not isinstance(self._policy(), Truncation)
+        )
         batch = self._arrange(input, lengths, resets, in_place=not packs)
         initial = self._initial(batch, hx)
         masks = dropout.masks(
