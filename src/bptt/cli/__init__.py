@@ -12,7 +12,7 @@ import tyro
 
 from bptt import __version__
 from bptt.cli.arguments import Command
-from bptt.cli.escape import printable
+from bptt.escape import printable
 from bptt.errors import CheckpointError, GradientError, InputError
 
 

@@ -18,7 +18,17 @@ from rich.markup import escape
 from bptt import kernels, verify
 from bptt.cli import explain
 from bptt.cli import flow as flow_command
-from bptt.cli.arguments import Check, Command, Evaluate, Explain, Flow, Generate, Train
+from bptt.cli import report as report_command
+from bptt.cli.arguments import (
+    Check,
+    Command,
+    Evaluate,
+    Explain,
+    Flow,
+    Generate,
+    Report,
+    Train,
+)
 from bptt.cli.output import printable, sentence, table, write_json
 from bptt.cli.progress import TrainingProgress, console, tracked
 from bptt.cli.runs import as_input_error, load_model
@@ -54,6 +64,8 @@ def run(command: Command) -> int:
             return generate(command)
         case Flow():
             return flow_command.run(command)
+        case Report():
+            return report_command.run(command)
         case Explain():
             model = None if command.run is None else load_model(command.run)
             return explain.run(model, command.sentence, json=command.json)
@@ -113,8 +125,10 @@ def train(command: Train) -> int:
     to.print(f"\nOn the held-out text: {sentence(measured)}")
     sample = model.generate(length=_SAMPLE_TOKENS, temperature=0.8, seed=config.seed)
     to.print(f"\nA sample:\n{escape(printable(sample.strip()))}\n")
-    flow_command.say(to, model, config, corpus.held_out)
-    to.print("The run, for bptt evaluate, generate and flow, is in")
+    found = flow_command.say(to, model, config, corpus.held_out)
+    shown = report_command.after_training(path, model, config, corpus.held_out, found)
+    to.print(f"To see it all, open {escape(str(shown))}")
+    to.print("The run, for bptt evaluate, generate, flow and report, is in")
     sys.stdout.write(f"{path}\n")
     return 0
 

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -211,6 +212,25 @@ class GradientFlow:
             ImportError: matplotlib is not installed; `pip install "bptt[plot]"`.
         """
         return FlowEstimates((self,)).plot(axes)
+
+    def to_html(self, path: str | Path) -> None:
+        """Write a page of one file: verdict, map, bias of every window, Jacobians.
+
+        It opens offline and asks nothing of any network. Some twenty truncations more
+        are measured for it, each a backward pass.
+
+        Args:
+            path: of the file; one that is there is written over.
+
+        Raises:
+            ValueError: the gradient is zero.
+            OSError: it cannot be written.
+        """
+        FlowEstimates((self,)).to_html(path)
+
+    def _repr_html_(self) -> str:
+        """For a notebook: the verdict, and a figure of the gradient by lag."""
+        return FlowEstimates((self,))._repr_html_()
 
     def __str__(self) -> str:
         """The verdict."""
