@@ -44,14 +44,12 @@ def after_training(
     config: TrainingConfig,
     text: Stream | Sentences,
     found: FlowEstimates,
-) -> Path:
+) -> None:
     """Keep what was found in the run, and its page beside it."""
     findings = findings_of(model, found, text, config.seed)
     save(folder, findings)
     data = run_data(folder, model, config, findings)
-    out = folder / PAGE
-    _write(out, page.Page(data.name, [data]))
-    return out
+    _write(folder / PAGE, page.Page(data.name, [data]))
 
 
 def _read(to: Console, path: Path, text: tuple[Path, ...]) -> page.RunData:

@@ -36,7 +36,6 @@ def flow_data(
     sizes = [2**n for n in range(1 + (time - 1).bit_length()) if 2**n < time]
     own = found.truncation
     norms = found.norms.double().cpu().numpy()
-    growth = found.growth if time > 1 and _carries(found) else None
     return page.FlowData(
         verdict=found.verdict.splitlines(),
         steps=time,
@@ -55,13 +54,7 @@ def flow_data(
         window=found.window(),
         half=found.horizon(0.5),
         horizon=found.horizon(),
-        growth=growth
-        and page.GrowthData(
-            growth.kind,
-            growth.rate.mean,
-            finite(growth.rate.margin),
-            finite(growth.half_life),
-        ),
+        growth=_growth(found),
         norms=page.triangle(norms),
         band=page.band(norms),
         spectra=_spectra(found.flows[0] if look_into is None else look_into),
@@ -123,12 +116,18 @@ def _cut(found: FlowEstimates, truncation: Truncation) -> page.Cut:
     )
 
 
-def _carries(found: FlowEstimates) -> bool:
-    """Whether something passes from step to step, so that it can grow."""
-    try:
-        return math.isfinite(found.growth.rate.mean)
-    except ValueError:
-        return False
+def _growth(found: FlowEstimates) -> page.GrowthData | None:
+    if found.time < 2:
+        return None
+    rate = found.growth.rate
+    if not math.isfinite(rate.mean):
+        return None
+    return page.GrowthData(
+        found.growth.kind,
+        rate.mean,
+        finite(rate.margin),
+        finite(found.growth.half_life),
+    )
 
 
 def _spectra(flow: "GradientFlow") -> list[page.Spectrum]:

@@ -32,9 +32,19 @@ function number(value) {
   return String(Number(value.toPrecision(3)));
 }
 
+const SUPERSCRIPTS = '⁰¹²³⁴⁵⁶⁷⁸⁹';
+
+// A tick of a logarithmic scale.
+function power(value) {
+  const exponent = Math.log10(value);
+  if (!Number.isInteger(exponent) || (value >= 1e-3 && value <= 1e4)) return number(value);
+  const digits = Array.from(String(Math.abs(exponent)), (d) => SUPERSCRIPTS[d]).join('');
+  return `10${exponent < 0 ? '⁻' : ''}${digits}`;
+}
+
 function percent(value) {
   if (value >= 100) return `${number(value)} times`;
-  return `${Number((100 * value).toPrecision(Math.abs(value) < 1 ? 2 : 3))} %`;
+  return `${Number((100 * value).toPrecision(Math.abs(value) < 1 ? 2 : 3))}\u00a0%`;
 }
 
 // The numbers of a table, looked up by output t and earlier step k.

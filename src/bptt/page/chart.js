@@ -10,7 +10,7 @@ const SCALES = {
 function linearTicks(low, high, wanted) {
   const rough = (high - low || 1) / wanted;
   const power = 10 ** Math.floor(Math.log10(rough));
-  const each = [1, 2, 5, 10].find((f) => f * power >= rough) * power;
+  const each = [1, 2, 5, 10].find((f) => f * power >= 0.7 * rough) * power;
   const found = [];
   for (let i = Math.ceil(low / each - 1e-9); i * each <= high + each * 1e-9; i += 1) {
     found.push(Number((i * each).toPrecision(12)));
@@ -27,10 +27,14 @@ function lagTicks(low, high, wanted) {
 
 function logTicks(low, high, wanted) {
   const [first, last] = [Math.ceil(Math.log10(low)), Math.floor(Math.log10(high))];
-  if (last - first < 1) return linearTicks(low, high, wanted).filter((v) => v > 0);
+  if (last - first < 2) {
+    const powers = [first - 1, first, first + 1, first + 2];
+    const all = powers.flatMap((p) => [1, 2, 5].map((f) => Number(`${f}e${p}`)));
+    return all.filter((v) => v >= low * 0.999 && v <= high * 1.001);
+  }
   const each = Math.ceil((last - first + 1) / wanted);
   const found = [];
-  for (let power = first; power <= last; power += each) found.push(10 ** power);
+  for (let power = first; power <= last; power += each) found.push(Number(`1e${power}`));
   return found;
 }
 
@@ -151,7 +155,7 @@ class Chart {
 
   grid(ticks) {
     const { left, right, top, width } = this.box;
-    const { y: { format = number, label }, right: second } = this.spec;
+    const { y: { scale, label, format = scale === 'log' ? power : number }, right: second } = this.spec;
     const parts = ticks.flatMap((v) => {
       const y = this.y(v);
       const text = shape('text', { class: 'tick', x: left - 6, y: y + 4, 'text-anchor': 'end' });
@@ -208,7 +212,8 @@ class Chart {
   }
 
   line({ xs, ys, look, margins }) {
-    const fits = (v) => Number.isFinite(v) && (this.spec.y.scale !== 'log' || v > 0);
+    const least = this.spec.y.range?.[0] ?? (this.spec.y.scale === 'log' ? Number.MIN_VALUE : -Infinity);
+    const fits = (v) => Number.isFinite(v) && v >= least;
     const floor = this.box.height - this.box.bottom;
     const spot = (i, v) =>
       `${this.x(xs[i]).toFixed(1)},${(fits(v) ? clamp(this.y(v), 0, floor) : floor).toFixed(1)}`;

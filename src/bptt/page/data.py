@@ -67,7 +67,7 @@ class GrowthData:
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Singular values of the Jacobian of one step, the largest first, mean over rows."""
+    """Singular values of a step's Jacobian, the largest first, mean over rows."""
 
     step: int
     values: list[float]

@@ -31,12 +31,15 @@ function drawError(host, run) {
 
 function drawText(host, source, choose) {
   const tokens = source.tokens.map((token, i) => {
-    const node = element('button', { type: 'button', class: 'token', tabindex: -1 }, visible(token));
-    node.disabled = i === 0; // nothing predicts it
-    node.addEventListener('click', () => choose(i - 1));
+    // Inline, and no button, so that lines break between words.
+    const node = element('span', { class: 'token', role: 'radio', tabindex: -1, 'aria-checked': false },
+      source.spaced ? visible(token) : token.replaceAll('\n', '⏎'));
+    if (i === 0) node.setAttribute('aria-disabled', true); // nothing predicts it
+    else node.addEventListener('click', () => choose(i - 1));
+    if (token === '\n') node.classList.add('sign');
     return node;
   });
-  const text = element('div', { class: 'tokens', role: 'group', 'aria-label': 'The text; choose a token with the arrow keys' });
+  const text = element('div', { class: 'tokens', role: 'radiogroup', 'aria-label': 'The text; the arrow keys choose a token' });
   tokens.forEach((node, i) => {
     text.append(node);
     if (source.spaced) text.append(' ');
@@ -65,10 +68,10 @@ function drawText(host, source, choose) {
   isDark.addEventListener('change', colours);
   return (t) => {
     tokens[chosen + 1].tabIndex = -1;
-    tokens[chosen + 1].removeAttribute('aria-pressed');
+    tokens[chosen + 1].setAttribute('aria-checked', false);
     chosen = t;
     tokens[t + 1].tabIndex = 0;
-    tokens[t + 1].setAttribute('aria-pressed', 'true');
+    tokens[t + 1].setAttribute('aria-checked', true);
     colours();
     told.textContent = sayReading(source, t);
   };
@@ -140,10 +143,10 @@ function drawUnrolled(host, source, choose) {
 function sayError(source, view) {
   const norms = row(source, view.t);
   const last = Math.min(view.first + view.columns - 1, norms.length - 1, view.reached);
-  const loss = source.losses ? ` of ${number(source.losses[view.t])} nats` : '';
-  const share = norms[0] ? ` (${percent(norms[last] / norms[0])})` : '';
-  const back = last === 0 ? '' : `, and ${number(norms[last])}${share} is left ${last} step${last > 1 ? 's' : ''} further back`;
-  return `Output ${view.t}: of its loss${loss}, ${number(norms[0])} reaches its own state${back}.`;
+  const loss = source.losses ? ` has a loss of ${number(source.losses[view.t])} nats` : '';
+  const share = norms[0] ? ` (${percent(norms[last] / norms[0])} of it)` : '';
+  const back = last === 0 ? '' : `; ${last} step${last > 1 ? 's' : ''} further back ${number(norms[last])} is left${share}`;
+  return `Output ${view.t}${loss ? `${loss}. Its gradient has` : ' has a gradient of'} the norm ${number(norms[0])} at its own state${back}.`;
 }
 
 function drawSteps(figure, source, view, choose) {
@@ -164,8 +167,8 @@ function drawSteps(figure, source, view, choose) {
     if (isReached) parts.push(...errorArrow(x, gap, lag, norms, largest));
     const k = view.t - lag;
     const isCut = i === view.columns - 1 || isLast;
-    if (!(isCut && k === 0)) parts.push(shape('line', { class: 'forward', x1: x - gap + 20, x2: x - 20, y1: 92, y2: 92 }));
-    parts.push(stateAt(x, k, isReached ? norms[lag] / largest : 0));
+    if (!(isCut && k === 0)) parts.push(shape('line', { class: 'forward', x1: isCut ? x - gap / 2 : x - gap + 20, x2: x - 20, y1: 92, y2: 92 }));
+    parts.push(stateAt(x, k, isReached ? level(norms[lag], largest, TEXT_DECADES) : 0));
   }
   figure.replaceChildren(...parts);
 }
@@ -188,7 +191,7 @@ function stateAt(x, k, share) {
 // Input, output, and the thin arrows of the way forward.
 function column(source, k, x, isChosen, choose) {
   const output = shape('g', { class: isChosen ? 'output chosen' : 'output' },
-    shape('circle', { cx: x, cy: 24, r: 15 }), note('', x, 28, isChosen ? `E${k}` : `o${k}`));
+    shape('circle', { cx: x, cy: 24, r: 16 }), note('', x, 28, isChosen ? `E${k}` : `o${k}`));
   output.addEventListener('click', () => choose(k));
   const parts = [
     shape('line', { class: 'forward', x1: x, x2: x, y1: 85, y2: 40 }),

@@ -37,7 +37,7 @@ function drawLags(host, flow) {
       label: 'norm of the contribution', scale: 'log',
       range: [Math.max(extent(flow.by_lag, 'log')[0], largest * 1e-6), largest],
     },
-    lines: [{ xs: lags, ys: flow.by_lag, look: 'main', margins: flow.by_lag_margin }],
+    lines: [{ xs: lags, ys: flow.by_lag, look: 'main', margins: flow.batches > 2 ? flow.by_lag_margin : null }],
     say: (i) => `Lag ${i} contributes ${number(flow.by_lag[i])}, `
       + `${percent(flow.by_lag[i] / total)} of the sum over all lags.`,
   });
@@ -47,7 +47,7 @@ function drawLags(host, flow) {
     x: { label: 'k2, in steps', scale: 'lag', range: [1, flow.steps] },
     y: { label: 'bias, where each output goes back k2 steps', format: percent, range: [0, Math.max(...flow.biases)] },
     lines: [{ xs: lags.map((l) => l + 1), ys: flow.biases, look: 'main' }],
-    say: (i) => sayCut(MODES.output.cuts(flow)[i]),
+    say: (i) => `Going back ${i + 1} step${i ? 's' : ''}, the gradient is off by ${percent(flow.biases[i])}.`,
   });
   costs.show(flow.window - 1);
   chooseCut(place('choose'), flow, (cut) => {

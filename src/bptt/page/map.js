@@ -41,7 +41,9 @@ function drawMap(host, flow) {
   });
   const told = element('p', { class: 'readout', 'aria-live': 'polite', 'data-told': 'map' });
   const key = element('div');
-  const corner = element('div', { class: 'map' }, canvas);
+  const corner = element('div', { class: 'map' },
+    element('span', { class: 'up' }, `output t, to ${steps - 1}`), canvas,
+    element('span', { class: 'along' }, `step k, to ${steps - 1}`));
   host.append(corner, told, key);
   const spot = { row: rows - 1, column: rows - 1 };
   const range = (cell) => {

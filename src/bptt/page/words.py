@@ -21,7 +21,15 @@ def percent(value: float | None) -> str:
         return "–"
     if value >= 100:
         return f"{value:.3g} times"
-    return f"{100 * value:.2g} %" if abs(value) < 0.1 else f"{100 * value:.0f} %"
+    text = f"{100 * value:.2g}" if abs(value) < 0.1 else f"{100 * value:.0f}"
+    return f"{text}\u00a0%"
+
+
+def unbroken(text: str) -> str:
+    """Signs stay with their numbers."""
+    for sign in ("%", "±", "="):
+        text = text.replace(f" {sign}", f"\u00a0{sign}")
+    return text.replace("± ", "±\u00a0").replace("= ", "=\u00a0")
 
 
 def lags(flow: FlowData) -> list[tuple[str, float, float, float]]:
@@ -51,4 +59,10 @@ def cuts(flow: FlowData) -> list[Cut]:
     return sorted([*flow.chunks, *flow.halves], key=lambda cut: (cut.k2, cut.k1))
 
 
-FILTERS = {"number": number, "percent": percent, "lags": lags, "cuts": cuts}
+FILTERS = {
+    "number": number,
+    "percent": percent,
+    "unbroken": unbroken,
+    "lags": lags,
+    "cuts": cuts,
+}

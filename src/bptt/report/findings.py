@@ -25,7 +25,7 @@ from bptt.training import Stretch, flow_of_stretch
 FLOW = "flow.json"
 READ_TOKENS = 200
 _TEMPERATURES = (0.3, 0.6, 0.8, 1.0)
-_SAMPLE_TOKENS = 240
+_SAMPLE_TOKENS = {"char": 240, "bpe": 120, "word": 80}
 _SPECIAL = {
     Tokenizer.unknown_id: "⟨unknown⟩",
     Tokenizer.start_id: "⟨start⟩",
@@ -71,6 +71,7 @@ def findings_of(
     """
     stretch = flow_of_stretch(model, text, READ_TOKENS)
     assert model.tokenizer is not None
+    length = _SAMPLE_TOKENS[model.tokenizer.level]
     return Findings(
         flow=flow_data(found, stretch.flow),
         reading=_reading(model.tokenizer, stretch),
@@ -79,9 +80,7 @@ def findings_of(
             page.Sample(
                 temperature,
                 printable(
-                    model.generate(
-                        length=_SAMPLE_TOKENS, temperature=temperature, seed=seed
-                    )
+                    model.generate(length=length, temperature=temperature, seed=seed)
                 ).strip(),
             )
             for temperature in _TEMPERATURES

@@ -88,9 +88,7 @@ def curves(folder: Path, clip: float | None) -> tuple[page.Curves | None, list[s
     )
 
 
-def _read(
-    path: Path, kind: type[_Kind]
-) -> tuple[list[_Kind], int]:
+def _read(path: Path, kind: type[_Kind]) -> tuple[list[_Kind], int]:
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:

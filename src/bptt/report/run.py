@@ -13,7 +13,7 @@ from bptt.page.words import number, percent
 from bptt.report.command import command
 from bptt.report.findings import Findings, versions
 from bptt.report.logs import curves
-from bptt.training import TrainingConfig
+from bptt.training import TrainingConfig, trained_truncation
 
 _LONGEST = 200  # characters of a setting
 
@@ -107,13 +107,17 @@ def _facts(
         if loss is None and drawn.valid_loss:
             loss = min(drawn.valid_loss)
     if config is not None:
-        cut = "full" if config.k1 is None else f"k1 = {config.k1}, k2 = {config.k2}"
+        trained = trained_truncation(config)
+        cut = "full" if trained.k1 is None else f"k1 = {trained.k1}, k2 = {trained.k2}"
     window = "–" if config is None else str(config.window or "a sentence")
     return [
         ("Held-out loss, nats", "–" if loss is None else f"{loss:.4f}"),
         ("Perplexity", "–" if loss is None else _perplexity(loss)),
         ("Cell", "–" if shape is None else shape.cell.upper()),
-        ("Layers × units", "–" if shape is None else f"{shape.layers} × {shape.hidden}"),
+        (
+            "Layers × units",
+            "–" if shape is None else f"{shape.layers} × {shape.hidden}",
+        ),
         ("Window of training", window),
         ("Truncation", cut),
         ("Updates", f"{drawn.step[-1]:,}" if drawn is not None and drawn.step else "–"),

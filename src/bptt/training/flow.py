@@ -115,8 +115,8 @@ def flow_of_stretch(
         row = rows[np.array([int(rows.lengths.argmax())])]
     else:
         steps = min(steps, len(text.ids) - 1)
-        first = np.array([(len(text.ids) - 1 - steps) // 2])
-        row = Rows(np.maximum(first - _BURN_IN, 0), first, first + steps)
+        middle = np.array([(len(text.ids) - 1 - steps) // 2])
+        row = Rows(np.maximum(middle - _BURN_IN, 0), middle, middle + steps)
     first, stop = int(row.first[0]), int(row.stop[0])
     if stop - first < 2:
         raise InputError("the text has no stretch of two steps; give more text")
