@@ -35,6 +35,7 @@ def flow_data(
     margins = [finite(e.margin) for e in found.by_lag_estimates]
     sizes = [2**n for n in range(1 + (time - 1).bit_length()) if 2**n < time]
     own = found.truncation
+    cosines = torch.stack([flow.cosines for flow in found.flows]).mean(0)
     norms = found.norms.double().cpu().numpy()
     return page.FlowData(
         verdict=found.verdict.splitlines(),
@@ -44,8 +45,9 @@ def flow_data(
         cut=None if own.is_full_over(time) else _cut(found, own),
         by_lag=found.by_lag.tolist(),
         by_lag_margin=[m or 0.0 for m in margins] if all(margins) else None,
-        biases=found.biases.tolist(),
-        cosines=torch.stack([f.cosines for f in found.flows]).mean(0).tolist(),
+        # The longest window leaves nothing away: what is left is rounding.
+        biases=[*found.biases[:-1].tolist(), 0.0],
+        cosines=[*cosines[:-1].tolist(), 1.0],
         works=[
             verdict.work(found.problem, Truncation(1, k2 + 1)) for k2 in range(time)
         ],

@@ -44,11 +44,13 @@ def entries(table: Table) -> NDArray[np.float32]:
     Raises:
         ValueError: they are not as many as it says, or not finite.
     """
-    found = np.frombuffer(base64.b64decode(table.values, validate=True), "<f4")
-    rows = table.rows
+    data, rows = base64.b64decode(table.values, validate=True), table.rows
     count = rows * table.columns if table.kind == "band" else rows * (rows + 1) // 2
-    if rows < 1 or len(found) != count or not np.isfinite(found).all():
-        raise ValueError(f"a table of {rows} rows has {len(found)} numbers")
+    if rows < 1 or len(data) != 4 * count:
+        raise ValueError(f"a table of {rows} rows has {len(data) / 4:g} numbers")
+    found = np.frombuffer(data, "<f4")
+    if not np.isfinite(found).all():
+        raise ValueError(f"a table of {rows} rows has numbers that are not finite")
     return found
 
 
