@@ -159,6 +159,7 @@ def test_units_without_bounds_and_units_that_never_move():
     module = torch.nn.RNN(2, 4, nonlinearity="relu").double()
     with torch.no_grad():
         module.bias_hh_l0[:2] = -100  # never above zero
+        module.bias_hh_l0[2:] = 1
     x = torch.randn(30, 1, 2, dtype=torch.float64)
     flow = gradient_flow(module, lambda: module(x)[0].sum())
     (one,) = histograms(flow.problem.activity())
