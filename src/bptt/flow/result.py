@@ -246,6 +246,16 @@ class GradientFlow:
             assert truncation.k2 is not None
             at = truncation.k2 - 1
             return float(self.biases[at]), float(self.cosines[at])
+        if truncation not in self._cuts:
+            self._cuts[truncation] = self._cut_by(truncation)
+        return self._cuts[truncation]
+
+    @cached_property
+    def _cuts(self) -> dict[Truncation, tuple[float, float]]:
+        """Bias and cosine of truncations that took a backward pass."""
+        return {}
+
+    def _cut_by(self, truncation: Truncation) -> tuple[float, float]:
         full = self._full
         cut = flat(self.problem.gradient(truncation)).double()
         size, cut_size = full.norm(), cut.norm()

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _MOST_WORK = 4e9
 _SPECTRA = (0.25, 0.5, 0.75)  # of the sequence
 _WIDTH, _HEIGHT = 560, 120  # of a notebook's figure
+_SHOWN = 0.999  # share of the gradient that it shows, at least
+_FEWEST_BARS = 8
 
 
 def flow_data(
@@ -65,8 +67,9 @@ def flow_data(
 
 def write_page(found: FlowEstimates, path: str | Path) -> None:
     """One file that opens offline."""
-    name = found.flows[0].module or type(found.problem).__name__
-    run = page.RunData(name=f"Gradient flow of {name}", flow=flow_data(found))
+    module = found.flows[0].module
+    name = f"Gradient flow of {module}" if module else "Gradient flow"
+    run = page.RunData(name=name, flow=flow_data(found))
     text = page.html(page.Page(run.name, [run]))
     Path(path).write_text(text, encoding="utf-8")
 
@@ -74,7 +77,9 @@ def write_page(found: FlowEstimates, path: str | Path) -> None:
 def notebook(found: FlowEstimates) -> str:
     """The verdict, and a small figure of what each lag contributes."""
     lines = "".join(f"<p>{escaping.escape(s)}</p>" for s in found.verdict.splitlines())
-    by_lag = found.by_lag.double().cpu().numpy()
+    window = found.window()
+    shown = min(found.time, max(2 * window, found.horizon(_SHOWN) + 1, _FEWEST_BARS))
+    by_lag = found.by_lag[:shown].double().cpu().numpy()
     heights = _HEIGHT * by_lag / (by_lag.max() or 1.0)
     # As many bars as can be told apart.
     each = -(-len(heights) // (_WIDTH // 4))
@@ -84,12 +89,11 @@ def notebook(found: FlowEstimates) -> str:
     marks = "".join(
         f'<rect x="{at * wide:.1f}" y="{_HEIGHT - h:.1f}" width="{wide * 0.8:.1f}" '
         f'height="{h:.1f}" fill="{"#2a6f97" if at * each < window else "#a8b0b5"}"/>'
-        for window in (found.window(),)
         for at, h in enumerate(bars)
     )
     about = (
-        f"Norm of what each lag contributes to the gradient, lags 0 to "
-        f"{found.time - 1}; the first {found.window()} keep its bias within 5 %."
+        f"Norm of what each lag contributes to the gradient, lags 0 to {shown - 1} of "
+        f"{found.time - 1}; the first {window}, in blue, keep its bias within 5 %."
     )
     return (
         f'<div style="max-width:{_WIDTH + 40}px;line-height:1.45">{lines}'
