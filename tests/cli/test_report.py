@@ -87,6 +87,7 @@ def test_another_text_is_looked_at(run, bptt, tmp_path):
     assert bptt("report", run, "--text", other).code == 0
     (one,) = shown(run / "report.html").runs
     assert one.flow != before.flow
+    assert (before.text, one.text) == ("the held-out text", str(other))
     assert "".join(one.reading.tokens) in other.read_text()
     assert load(run) == before
 

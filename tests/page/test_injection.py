@@ -19,6 +19,7 @@ def hostile(found, name, payloads):
         name=name,
         lines=payloads,
         notes=payloads[:3],
+        text=payloads[0],
         facts=[(text, text) for text in payloads],
         settings=[(text, text) for text in payloads],
         versions=[(text, text) for text in payloads],

@@ -31,12 +31,13 @@ def looked_into():
     model = model_of()
     text = encode_stream(TEXT, model.tokenizer)
     found = flow_over(model, Truncation.chunks(8), 8, text, FlowPlan(2, 3, 20))
-    return model, text, found, findings_of(model, found, text)
+    return model, text, found, findings_of(model, found, text, "a text")
 
 
 def test_the_flow_is_the_librarys(looked_into):
     *_, found, findings = looked_into
     flow = findings.flow
+    assert findings.text == "a text"
     assert flow.verdict == found.verdict.splitlines()
     assert (flow.steps, flow.batches, flow.rows) == (20, 3, 2)
     assert flow.by_lag == found.by_lag.tolist()
@@ -90,7 +91,7 @@ def test_looking_leaves_the_model_alone(looked_into):
     model.train()
     model.truncation = truncation = Truncation.chunks(3)
     weights = {name: w.clone() for name, w in model.state_dict().items()}
-    findings_of(model, found, text)
+    findings_of(model, found, text, "a text")
     assert model.training
     assert model.truncation is truncation
     for name, w in model.state_dict().items():
@@ -103,7 +104,7 @@ def test_a_sentence_is_read_from_its_start_to_its_end():
         ["a dog ran.", "the cat slept on the mat."], model.tokenizer
     )
     found = flow_over(model, Truncation.full(), None, text, FlowPlan(2, 1))
-    reading = findings_of(model, found, text).reading
+    reading = findings_of(model, found, text, "a text").reading
     assert reading.spaced
     words = ["the", "cat", "slept", "on", "the", "mat", "."]
     assert reading.tokens == ["⟨start⟩", *words, "⟨end⟩"]

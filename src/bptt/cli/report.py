@@ -16,6 +16,7 @@ from bptt.language_model import LanguageModel
 from bptt.report import Findings, findings_of, load, run_data, save
 from bptt.storage import MANIFEST
 from bptt.text import Sentences, Stream, read_text
+from bptt.text.files import shown
 from bptt.training import TrainingConfig, encode_for
 from bptt.training.run_folder import METRICS
 
@@ -46,7 +47,7 @@ def after_training(
     found: FlowEstimates,
 ) -> None:
     """Keep what was found in the run, and its page beside it."""
-    findings = findings_of(model, found, text, config.seed)
+    findings = findings_of(model, found, text, "the held-out text", config.seed)
     save(folder, findings)
     data = run_data(folder, model, config, findings)
     _write(folder / PAGE, page.Page(data.name, [data]))
@@ -81,11 +82,12 @@ def _looked_into(
         one_a_line=model.config.one_a_line,
     )
     found = measured(to, model, config, text, AFTER_TRAINING)
-    return findings_of(model, found, text, 0 if config is None else config.seed)
+    name = ", ".join(map(shown, texts)) or "the English reference of Python"
+    return findings_of(model, found, text, name, 0 if config is None else config.seed)
 
 
-def _write(out: Path, shown: page.Page) -> None:
+def _write(out: Path, whole: page.Page) -> None:
     try:
-        storage.write_atomically(out, page.html(shown).encode())
+        storage.write_atomically(out, page.html(whole).encode())
     except OSError as error:
         raise InputError(f"{out} cannot be written: {error.strerror}") from error

@@ -218,6 +218,7 @@ class RunData:
         facts: name and value, for the table that compares runs.
         settings: name and value, all of them.
         command: what trains it again.
+        text: what `flow` and `reading` are about, in words.
     """
 
     name: str
@@ -230,6 +231,7 @@ class RunData:
     curves: Curves | None = None
     flow: FlowData | None = None
     reading: Reading | None = None
+    text: str = ""
     activity: list[Histogram] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
 

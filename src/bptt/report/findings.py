@@ -43,6 +43,7 @@ class Findings:
         reading: of one stretch of it, token by token.
         activity: of gates and states over that stretch.
         samples: what the model writes.
+        text: what was read, in words.
         versions: of what measured it.
         format: of the file.
     """
@@ -51,12 +52,17 @@ class Findings:
     reading: page.Reading
     activity: list[page.Histogram]
     samples: list[page.Sample]
+    text: str
     versions: list[tuple[str, str]]
     format: Literal[1] = 1
 
 
 def findings_of(
-    model: LanguageModel, found: FlowEstimates, text: Stream | Sentences, seed: int = 0
+    model: LanguageModel,
+    found: FlowEstimates,
+    text: Stream | Sentences,
+    name: str,
+    seed: int = 0,
 ) -> Findings:
     """Look into a model, besides what is found already.
 
@@ -64,6 +70,7 @@ def findings_of(
         model: with a tokenizer; is left as it was.
         found: its gradient flow over the text.
         text: of which one stretch is read, token by token.
+        name: what to call the text, as "the held-out text".
         seed: of the samples.
 
     Raises:
@@ -85,6 +92,7 @@ def findings_of(
             )
             for temperature in _TEMPERATURES
         ],
+        text=printable(name),
         versions=versions(),
     )
 

@@ -52,6 +52,7 @@ def run_data(
         curves=drawn,
         flow=flow,
         reading=None if findings is None else findings.reading,
+        text="" if findings is None else findings.text,
         activity=[] if findings is None else findings.activity,
         samples=[] if findings is None else findings.samples,
     )
@@ -59,8 +60,7 @@ def run_data(
 
 def _name(folder: Path) -> str:
     # Bytes of a path that are no text arrive as lone surrogates.
-    text = str(folder).encode("utf-8", "backslashreplace").decode()
-    return printable(text)
+    return printable(str(folder).encode("utf-8", "backslashreplace").decode())
 
 
 def _lines(model: LanguageModel | None, drawn: page.Curves | None) -> list[str]:
