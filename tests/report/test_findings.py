@@ -195,6 +195,9 @@ def damaged(findings):
     yield changed(lambda d: d["flow"].update(window=10**9)), "window"
     yield changed(lambda d: d["reading"]["tokens"].pop()), "tokens"
     yield changed(lambda d: d["reading"]["norms"].update(kind="cube")), "cube"
+    yield changed(lambda d: d["flow"].update(verdict=[])), "no verdict"
+    yield changed(lambda d: d["flow"]["norms"].update(steps=21)), "21 steps"
+    yield changed(lambda d: d["flow"]["spectra"][0].update(values=[])), "spectrum"
     yield changed(lambda d: d["activity"][0].update(counts=[])), "histogram"
 
 

@@ -146,6 +146,8 @@ def _contradictions(found: Findings) -> Iterator[str]:
     """What the figures would stumble over."""
     flow, reading = found.flow, found.reading
     steps = flow.steps
+    if not flow.verdict:
+        yield "the flow has no verdict"
     lists = (flow.by_lag, flow.biases, flow.cosines, flow.works)
     if steps < 1 or any(len(values) != steps for values in lists):
         yield f"the flow of {steps} steps has lists of other lengths"
@@ -157,12 +159,20 @@ def _contradictions(found: Findings) -> Iterator[str]:
     length = len(reading.losses)
     if len(reading.tokens) != length + 1 or reading.norms.rows != length:
         yield f"the reading of {length} steps has {len(reading.tokens)} tokens"
-    for table in filter(None, (flow.norms, flow.band, reading.norms)):
-        if table.kind not in ("triangle", "band") or table.steps < table.rows:
-            yield f"a table is of kind {table.kind!r}, with {table.rows} rows"
+    for table, kind, about in (
+        (flow.norms, "triangle", steps),
+        (flow.band, "band", steps),
+        (reading.norms, "triangle", length),
+    ):
+        if table is None:
+            continue
+        if table.kind != kind or table.steps != about or table.rows > about:
+            yield f"a table of {table.steps} steps is of kind {table.kind!r}"
         entries(table)
+    if any(not spectrum.values for spectrum in flow.spectra):
+        yield "a spectrum is empty"
     for histogram in found.activity:
-        if not histogram.counts or not histogram.high > histogram.low:
+        if not histogram.counts or not histogram.high > histogram.low:  # or NaN
             yield f"the histogram of {histogram.name!r} is empty"
 
 
