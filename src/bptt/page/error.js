@@ -167,7 +167,7 @@ function drawSteps(figure, source, view, choose) {
     if (isReached) parts.push(...errorArrow(x, gap, lag, norms, largest));
     const k = view.t - lag;
     const isCut = i === view.columns - 1 || isLast;
-    if (!(isCut && k === 0)) parts.push(shape('line', { class: 'forward', x1: isCut ? x - gap / 2 : x - gap + 20, x2: x - 20, y1: 92, y2: 92 }));
+    if (!(isCut && k === 0)) parts.push(forward(isCut ? x - gap / 2 : x - gap + 20, 94, x - 18, 94));
     parts.push(stateAt(x, k, isReached ? level(norms[lag], largest, TEXT_DECADES) : 0));
   }
   figure.replaceChildren(...parts);
@@ -188,14 +188,23 @@ function stateAt(x, k, share) {
   return shape('g', {}, circle, label);
 }
 
+// A thin arrow to the right or upwards.
+function forward(x1, y1, x2, y2) {
+  const head = x1 === x2
+    ? `${x2 - 3},${y2 + 6} ${x2 + 3},${y2 + 6} ${x2},${y2}`
+    : `${x2 - 6},${y2 - 3} ${x2 - 6},${y2 + 3} ${x2},${y2}`;
+  return shape('g', { class: 'forward' },
+    shape('line', { x1, y1, x2, y2 }), shape('polygon', { points: head }));
+}
+
 // Input, output, and the thin arrows of the way forward.
 function column(source, k, x, isChosen, choose) {
   const output = shape('g', { class: isChosen ? 'output chosen' : 'output' },
     shape('circle', { cx: x, cy: 24, r: 16 }), note('', x, 28, isChosen ? `E${k}` : `o${k}`));
   output.addEventListener('click', () => choose(k));
   const parts = [
-    shape('line', { class: 'forward', x1: x, x2: x, y1: 85, y2: 40 }),
-    shape('line', { class: 'forward', x1: x, x2: x, y1: 172, y2: 124 }),
+    forward(x, 85, x, 41),
+    forward(x, 174, x, 124),
     output,
   ];
   if (source.tokens) {

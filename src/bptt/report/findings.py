@@ -172,8 +172,9 @@ def _contradictions(found: Findings) -> Iterator[str]:
     if any(not spectrum.values for spectrum in flow.spectra):
         yield "a spectrum is empty"
     for histogram in found.activity:
-        if not histogram.counts or not histogram.high > histogram.low:  # or NaN
-            yield f"the histogram of {histogram.name!r} is empty"
+        counts, width = histogram.counts, histogram.high - histogram.low
+        if min(counts, default=-1) < 0 or not width > 0:
+            yield f"the histogram of {histogram.name!r} has no counts"
 
 
 def _reading(tokenizer: Tokenizer, stretch: Stretch) -> page.Reading:
