@@ -9,7 +9,7 @@ NumPy, forward and backward. On the other `bptt.RNN` under `Truncation.per_outpu
 over all the sentences as one batch of ids, softmax layer and summed cross-entropy,
 forward and backward, float32. The gradients dU, dV and dW are found to agree before
 anything is timed; the ratio is that of alternating runs in one process. Each side's
-turn lasts half a second: the threads of NumPy's products stay awake for a tenth of one
+turn lasts two seconds: the threads of NumPy's products stay awake for a tenth of one
 after the last product, and share the cores with whatever runs then.
 """
 
@@ -29,7 +29,7 @@ WORD_DIM = HIDDEN_DIM = 256
 BPTT_TRUNCATE = 4
 TOLERANCE = 1e-4  # of the largest entry, float32 against float64
 LEAST_RATIO = 50.0
-LEAST_S = 0.5  # of a turn
+LEAST_S = 2.0  # of a turn
 
 Ids = NDArray[np.int64]
 

@@ -50,7 +50,8 @@ def test_train_evaluate_generate(bptt, train, book, tmp_path, cell, level, unit)
     assert "A sample:" in ended.err
     names = {"config.json", "model.safetensors", "tokenizer.json", "manifest.json"}
     found = {p.name for p in path.iterdir()}
-    assert found - {"timings.jsonl"} == names | {"metrics.jsonl", "checkpoints"}
+    others = {"metrics.jsonl", "checkpoints", "flow.json", "report.html"}
+    assert found - {"timings.jsonl"} == names | others
     manifest = json.loads((path / "manifest.json").read_bytes())["files"]
     assert manifest.keys() == names - {"manifest.json"}
 

@@ -12,8 +12,8 @@ import tyro
 
 from bptt import __version__
 from bptt.cli.arguments import Command
-from bptt.cli.escape import printable
 from bptt.errors import CheckpointError, GradientError, InputError
+from bptt.escape import printable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

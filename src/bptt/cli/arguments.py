@@ -181,6 +181,25 @@ class Flow:
 
 
 @dataclass(frozen=True)
+class Report:
+    """Make a page of a run, or of several side by side: one file, read offline.
+
+    Example: bptt report runs/book-lstm runs/book-gru --out both.html
+    """
+
+    run: Annotated[
+        Positional[tuple[Path, ...]],
+        arg(metavar="RUN [RUN ...]", help_behavior_hint=""),
+    ] = ()
+    """Folders of runs."""
+    out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """The page (default: report.html in RUN; of several, compare.html here)."""
+    text: Annotated[tuple[Path, ...], arg(metavar="TEXT", help_behavior_hint="")] = ()
+    """UTF-8 texts to look into the models with (default: what bptt train found on the
+    held-out text; else the English reference that ships with Python)."""
+
+
+@dataclass(frozen=True)
 class Check:
     """Check the gradients of every cell and truncation on this machine.
 
@@ -191,4 +210,4 @@ class Check:
     """Print one JSON object."""
 
 
-Command = Train | Evaluate | Generate | Flow | Explain | Check
+Command = Train | Evaluate | Generate | Flow | Report | Explain | Check

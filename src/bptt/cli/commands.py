@@ -18,7 +18,17 @@ from rich.markup import escape
 from bptt import kernels, verify
 from bptt.cli import explain
 from bptt.cli import flow as flow_command
-from bptt.cli.arguments import Check, Command, Evaluate, Explain, Flow, Generate, Train
+from bptt.cli import report as report_command
+from bptt.cli.arguments import (
+    Check,
+    Command,
+    Evaluate,
+    Explain,
+    Flow,
+    Generate,
+    Report,
+    Train,
+)
 from bptt.cli.output import printable, sentence, table, write_json
 from bptt.cli.progress import TrainingProgress, choices, console, tracked
 from bptt.cli.runs import as_input_error, load_model
@@ -54,6 +64,8 @@ def run(command: Command) -> int:
             return generate(command)
         case Flow():
             return flow_command.run(command)
+        case Report():
+            return report_command.run(command)
         case Explain():
             model = None if command.run is None else load_model(command.run)
             return explain.run(model, command.sentence, json=command.json)
@@ -115,8 +127,10 @@ def train(command: Train) -> int:
         to.print(choices(trainer.progress, config.search, trainer.clock.elapsed_s))
     sample = model.generate(length=_SAMPLE_TOKENS, temperature=0.8, seed=config.seed)
     to.print(f"\nA sample:\n{escape(printable(sample.strip()))}\n")
-    flow_command.say(to, model, config, corpus.held_out, folder.chosen_k2)
-    to.print("The run, for bptt evaluate, generate and flow, is in")
+    found = flow_command.say(to, model, config, corpus.held_out, folder.chosen_k2)
+    report_command.after_training(path, model, config, corpus.held_out, found)
+    to.print("Open its report.html in a browser to see all this, and more.")
+    to.print("The run, for bptt evaluate, generate, flow and report, is in")
     sys.stdout.write(f"{path}\n")
     return 0
 

@@ -27,7 +27,7 @@ from bptt.truncation import Truncation
 _BAR_WIDTH = 40
 _SHARES = (0.5, 0.95)
 _TOLERANCE = 0.05
-_AFTER_TRAINING = FlowPlan(rows=4, batches=2)
+AFTER_TRAINING = FlowPlan(rows=4, batches=2)
 
 
 def run(command: Flow) -> int:
@@ -58,10 +58,11 @@ def say(
     config: TrainingConfig,
     text: Stream | Sentences,
     chosen_k2: int | None,
-) -> None:
+) -> FlowEstimates:
     """At the end of training: the same over little of the held-out text."""
-    found = measured(to, model, config, text, _AFTER_TRAINING, chosen_k2)
+    found = measured(to, model, config, text, AFTER_TRAINING, chosen_k2)
     to.print(f"How far back the gradient goes:\n{words(found, _TOLERANCE)}")
+    return found
 
 
 def measured(

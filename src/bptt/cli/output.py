@@ -5,7 +5,7 @@ import math
 import sys
 from typing import Any
 
-from bptt.cli.escape import printable as printable
+from bptt.escape import printable as printable
 from bptt.training import Measurement
 from bptt.verify import Certificate
 

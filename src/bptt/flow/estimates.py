@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -138,6 +139,18 @@ class FlowEstimates:
         from bptt.flow.plot import plot
 
         return plot(self, axes)
+
+    def to_html(self, path: str | Path) -> None:
+        """As `GradientFlow.to_html`, of the means, with the intervals of the lags."""
+        from bptt.flow.shown import write_page
+
+        write_page(self, path)
+
+    def _repr_html_(self) -> str:
+        """For a notebook: the verdict, and a figure of the gradient by lag."""
+        from bptt.flow.shown import notebook
+
+        return notebook(self)
 
     @cached_property
     def _by_lag(self) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bptt import own_cells
 from bptt.cells.nest import Leaves, Nest
-from bptt.flow.problem import Carried, Problem, Share, flat, squares
+from bptt.flow.problem import Activity, Carried, Problem, Share, flat, squares
 from bptt.own_cells.caller import (
     Caller,
     is_differentiable,
@@ -103,6 +103,10 @@ class CellProblem(Problem):
     def carried(self) -> Carried | None:
         """Not known."""
         return None
+
+    def activity(self) -> list[Activity]:
+        """Not known."""
+        return []
 
     @property
     def _floating(self) -> list[int]:

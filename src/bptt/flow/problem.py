@@ -54,6 +54,25 @@ class Carried:
 
 
 @dataclass(frozen=True)
+class Activity:
+    """What one gate, or the output, of a layer was at every step.
+
+    Attributes:
+        layer: from 0 on.
+        name: such as "forget gate".
+        low: the least that it can be; None if there is no such bound.
+        high: the most.
+        values: (steps, state), the steps of all rows.
+    """
+
+    layer: int
+    name: str
+    low: float | None
+    high: float | None
+    values: Tensor
+
+
+@dataclass(frozen=True)
 class Problem(ABC):
     """A recurrence over a batch, with the errors of its outputs.
 
@@ -108,6 +127,10 @@ class Problem(ABC):
     @abstractmethod
     def carried(self) -> "Carried | None":
         """How much of the state a step lets through, if the cell is known."""
+
+    @abstractmethod
+    def activity(self) -> list["Activity"]:
+        """The values of gates and outputs on the way forward, if the cell is known."""
 
     @property
     @abstractmethod

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -212,6 +213,25 @@ class GradientFlow:
         """
         return FlowEstimates((self,)).plot(axes)
 
+    def to_html(self, path: str | Path) -> None:
+        """Write a page of one file: verdict, map, bias of every window, Jacobians.
+
+        It opens offline and asks nothing of any network. Some twenty truncations more
+        are measured for it, each a backward pass.
+
+        Args:
+            path: of the file; one that is there is written over.
+
+        Raises:
+            ValueError: the gradient is zero.
+            OSError: it cannot be written.
+        """
+        FlowEstimates((self,)).to_html(path)
+
+    def _repr_html_(self) -> str:
+        """For a notebook: the verdict, and a figure of the gradient by lag."""
+        return FlowEstimates((self,))._repr_html_()
+
     def __str__(self) -> str:
         """The verdict."""
         return self.verdict
@@ -226,6 +246,16 @@ class GradientFlow:
             assert truncation.k2 is not None
             at = truncation.k2 - 1
             return float(self.biases[at]), float(self.cosines[at])
+        if truncation not in self._cuts:
+            self._cuts[truncation] = self._cut_by(truncation)
+        return self._cuts[truncation]
+
+    @cached_property
+    def _cuts(self) -> dict[Truncation, tuple[float, float]]:
+        """Bias and cosine of truncations that took a backward pass."""
+        return {}
+
+    def _cut_by(self, truncation: Truncation) -> tuple[float, float]:
         full = self._full
         cut = flat(self.problem.gradient(truncation)).double()
         size, cut_size = full.norm(), cut.norm()

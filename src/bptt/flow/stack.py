@@ -11,7 +11,7 @@ from bptt import autograd, through_time
 from bptt.cells import GRUCell, LSTMCell, TanhCell, Tape
 from bptt.cells.base import State, StepTape, zeroed
 from bptt.cells.nest import Leaves
-from bptt.flow.problem import Carried, Problem, Share, flat, squares
+from bptt.flow.problem import Activity, Carried, Problem, Share, flat, squares
 from bptt.kernels import lags, native
 from bptt.recompute import by_layer
 from bptt.rows import Rows
@@ -226,8 +226,50 @@ class StackProblem(Problem):
             shares.append(float((gate if present is None else gate[present]).mean()))
         return Carried(name, sum(shares) / len(shares), max(norms, default=0.0))
 
+    def activity(self) -> list[Activity]:
+        """Read off the tapes."""
+        present = self.rows.present if self.rows.is_ragged else None
+        found = []
+        for index, (layer, tape) in enumerate(
+            zip(self.layers, self._tapes, strict=True)
+        ):
+            h = tape.states[0][1:]
+            for name, low, high, values in _gates(layer, tape):
+                gate = values if present is None else values[present]
+                gate = gate.reshape(-1, h.shape[-1])
+                found.append(Activity(index, name, low, high, gate))
+        return found
+
     def _padded(self, sequence: Tensor) -> Tensor:
         return self.rows.pad(sequence) if self.rows.is_ragged else sequence
+
+
+def _gates(
+    layer: Layer, tape: Tape
+) -> list[tuple[str, float | None, float | None, Tensor]]:
+    """Names, bounds and values, (time, batch, state)."""
+    h, kind = tape.states[0][1:], type(layer.cell)
+    width = h.shape[-1]
+    if kind is LSTMCell:
+        i_f, g, o, _ = tape.kept
+        return [
+            ("input gate i", 0, 1, i_f[..., :width]),
+            ("forget gate f", 0, 1, i_f[..., width:]),
+            ("candidate g", -1, 1, g),
+            ("output gate o", 0, 1, o),
+            ("output h", -1, 1, h),
+        ]
+    if kind is GRUCell:
+        r_z, n, _ = tape.kept
+        return [
+            ("reset gate r", 0, 1, r_z[..., :width]),
+            ("update gate z", 0, 1, r_z[..., width:]),
+            ("candidate n", -1, 1, n),
+            ("output h", -1, 1, h),
+        ]
+    if kind is TanhCell:
+        return [("output h", -1, 1, h)]
+    return [("output h", 0, None, h)]
 
 
 def _weights(layer: Layer) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:

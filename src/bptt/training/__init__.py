@@ -3,7 +3,13 @@
 from bptt.training.config import Options, TrainingConfig, check, resolve
 from bptt.training.data import Corpus, encode_for, evaluation_batches, load_corpus
 from bptt.training.evaluation import Measurement, evaluate
-from bptt.training.flow import FlowPlan, flow_over, trained_truncation
+from bptt.training.flow import (
+    FlowPlan,
+    Stretch,
+    flow_of_stretch,
+    flow_over,
+    trained_truncation,
+)
 from bptt.training.loop import Stopped, Trainer
 from bptt.training.reporter import Reporter
 from bptt.training.run_folder import RunFolder
@@ -18,12 +24,14 @@ __all__ = [
     "Reporter",
     "RunFolder",
     "Stopped",
+    "Stretch",
     "Trainer",
     "TrainingConfig",
     "check",
     "encode_for",
     "evaluate",
     "evaluation_batches",
+    "flow_of_stretch",
     "flow_over",
     "load_corpus",
     "resolve",

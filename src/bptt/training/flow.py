@@ -87,6 +87,65 @@ def flow_over(
     return FlowEstimates(flows)
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """A stretch of text that a model has read, and the errors of its predictions.
+
+    Attributes:
+        ids: (steps + 1,), what was read and, last, what the last output was to predict.
+        losses: `E_t`, nats, of the prediction of `ids[t + 1]`.
+        flow: of the *sum* of the losses, so that its norms are those of `dE_t/ds_k`.
+    """
+
+    ids: np.ndarray
+    losses: list[float]
+    flow: GradientFlow
+
+
+def flow_of_stretch(
+    model: LanguageModel, text: Stream | Sentences, steps: int
+) -> Stretch:
+    """One stretch from the middle of a text, or its longest sentence up to `steps`.
+
+    The model runs as in evaluation; of a stream it has read up to 256 tokens before.
+
+    Raises:
+        InputError: the text is too short for two steps.
+    """
+    if isinstance(text, Sentences):
+        rows = sentence_rows(text, steps)
+        row = rows[np.array([int(rows.lengths.argmax())])]
+    else:
+        steps = min(steps, len(text.ids) - 1)
+        middle = np.array([(len(text.ids) - 1 - steps) // 2])
+        row = Rows(np.maximum(middle - _BURN_IN, 0), middle, middle + steps)
+    first, stop = int(row.first[0]), int(row.stop[0])
+    if stop - first < 2:
+        raise InputError("the text has no stretch of two steps; give more text")
+    ids = text.ids[first : stop + 1]
+    device = model.decoder.weight.device
+    inputs = torch.from_numpy(ids[:-1].astype(np.int64)).unsqueeze(1).to(device)
+    targets = torch.from_numpy(ids[1:].astype(np.int64)).to(device)
+    losses: list[float] = []
+    before, was_training = model.truncation, model.training
+    model.eval()
+    model.truncation = None
+    try:
+        state = _state_before(model, text.ids, row)
+
+        def loss() -> Tensor:
+            logits, _ = model(inputs, state)
+            E = F.cross_entropy(logits[:, 0], targets, reduction="none")
+            losses.extend(E.tolist())
+            return E.sum()
+
+        flow = gradient_flow(model, loss, "recurrent")
+    finally:
+        model.truncation = before
+        model.train(was_training)
+    return Stretch(ids, losses, flow)
+
+
 def trained_truncation(
     config: TrainingConfig, chosen_k2: int | None = None
 ) -> Truncation:
