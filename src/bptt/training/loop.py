@@ -173,7 +173,8 @@ class Trainer:
             self.state = snapshot_tensors.restore(self.model, self.optimizer, tensors)
         except (RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError(
-                f"{self.folder.path}: the snapshot does not fit this model: {error}"
+                f"{self.folder.tensors_of(progress.step)}: the snapshot does not fit "
+                f"this model: {error}"
             ) from error
         self.progress = progress
         return True

@@ -233,6 +233,10 @@ class RunFolder:
         self._cut_logs(-1)  # the run begins again, its first measurement too
         return None
 
+    def tensors_of(self, step: int) -> Path:
+        """The file with a snapshot's tensors."""
+        return self.path / CHECKPOINTS / _name(step) / _TENSORS
+
     def _snapshots(self) -> list[Path]:
         """Newest first."""
         return sorted((self.path / CHECKPOINTS).glob("step-*"), reverse=True)
