@@ -9,13 +9,19 @@ INSTALLED_DEV := .venv/.installed-dev
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt \
   $(wildcard src/bptt/kernels/csrc/*)
 
-.PHONY: demo test check sanitize format clean
+.PHONY: demo test soak check sanitize format clean
 
 demo: $(INSTALLED)
 	$(BIN)/bptt train --minutes 1
 
 test: $(INSTALLED_DEV)
 	$(BIN)/pytest
+
+# Kills, damage, wrong arguments and many windows, by the thousand: under an hour.
+# SHARE=0.05 for a quick look.
+SHARE ?= 1
+soak: $(INSTALLED_DEV)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/soak --share $(SHARE)
 
 check: $(INSTALLED_DEV)
 	$(BIN)/ruff format --check src tests benchmarks examples

@@ -61,9 +61,9 @@ __all__ = ["__version__", *_MODULES, *_HOME]
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        value = getattr(importlib.import_module(_HOME[name]), name)
+        value = getattr(importlib.import_module(_HOME[name]), name)  # noqa: TID251 - of ours
     elif name in _MODULES:
-        value = importlib.import_module(f"bptt.{name}")
+        value = importlib.import_module(f"bptt.{name}")  # noqa: TID251 - of ours
     else:
         raise AttributeError(f"module 'bptt' has no attribute {name!r}")
     globals()[name] = value

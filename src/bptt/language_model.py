@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from torch import Tensor
 
-from bptt import storage
+from bptt import storage, strict_json
 from bptt.errors import CheckpointError
 from bptt.modules import GRU, LSTM, RNN
 from bptt.random_truncation import Policy
@@ -35,6 +35,7 @@ ONE_HOT_STD = 1.0
 # In a config file: refuse nonsense before memory or patience do.
 _LARGEST_WIDTH = 2**24
 _MOST_LAYERS = 1024
+_LARGEST_CONFIG = 1 << 20
 
 
 class ModelConfig(
@@ -332,9 +333,24 @@ def read_config(path: Path, data: bytes) -> ModelConfig:
     Raises:
         CheckpointError: it is not ours, or a field is missing, unknown or out of range.
     """
+    return _read_config_file(path, data).model
+
+
+def read_training(path: Path, data: bytes) -> dict[str, Any] | None:
+    """The "training" part of a `config.json`, if it has one.
+
+    Raises:
+        CheckpointError: as for `read_config`.
+    """
+    return _read_config_file(path, data).training
+
+
+def _read_config_file(path: Path, data: bytes) -> "_ConfigFile":
     try:
-        return msgspec.json.decode(data, type=_ConfigFile).model
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        if len(data) > _LARGEST_CONFIG:
+            raise ValueError(f"it has {len(data):,} bytes, too many for a {CONFIG}")
+        return msgspec.convert(strict_json.loads(data), _ConfigFile)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 

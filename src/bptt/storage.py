@@ -13,13 +13,16 @@ writing first settles what was begun.
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from bptt import strict_json
 from bptt.errors import CheckpointError
 
 MANIFEST = "manifest.json"
+_LARGEST_MANIFEST = 1 << 20  # bytes; it is read before anything vouches for it
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -102,15 +105,19 @@ def _read_version(
 
 
 def _read_whole(path: Path, size: int, sha256: str) -> bytes:
-    data = _read(path)
+    data = _read(path, size)
     if len(data) != size:
-        raise CheckpointError(
-            f"{path} has {len(data)} bytes and the manifest says {size}: the file is "
-            "damaged, or the manifest belongs to another one"
-        )
+        raise _wrong_size(path, len(data), size)
     if hashlib.sha256(data).hexdigest() != sha256:
         raise CheckpointError(f"{path} is damaged: its SHA-256 is not the saved one")
     return data
+
+
+def _wrong_size(path: Path, found: int, size: int) -> CheckpointError:
+    return CheckpointError(
+        f"{path} has {found} bytes and the manifest says {size}: the file is "
+        "damaged, or the manifest belongs to another one"
+    )
 
 
 def _aside(folder: Path, name: str) -> Path:
@@ -165,7 +172,7 @@ def _rename_begun(folder: Path) -> None:
 
 def _read_manifest(path: Path) -> _Expected:
     try:
-        files = json.loads(_read(path))["files"]
+        files = strict_json.loads(_read(path))["files"]
         found = {
             str(name): (int(entry["size"]), str(entry["sha256"]))
             for name, entry in files.items()
@@ -176,7 +183,6 @@ def _read_manifest(path: Path) -> _Expected:
         TypeError,
         AttributeError,
         OverflowError,
-        RecursionError,
     ) as error:
         raise CheckpointError(f"{path} is damaged: not a manifest of ours") from error
     for name in found:
@@ -185,8 +191,16 @@ def _read_manifest(path: Path) -> _Expected:
     return found
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, size: int | None = None) -> bytes:
+    """A regular file of this size; others are refused without reading them."""
     try:
+        status = path.stat()
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            raise CheckpointError(f"{path} cannot be read: it is a pipe or device")
+        if size is not None and stat.S_ISREG(status.st_mode) and status.st_size != size:
+            raise _wrong_size(path, status.st_size, size)
+        if size is None and status.st_size > _LARGEST_MANIFEST:
+            raise CheckpointError(f"{path} is damaged: too large for a manifest")
         return path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error

@@ -81,6 +81,7 @@ def test_every_option_arrives(train, tmp_path, book):
     words = "--cell gru --layers 2 --embedding 6 --no-bias --dropout 0.25 --level word "
     words += "--vocab 12 --window 6 --k1 2 --k2 10 --batch 3 --lr 0.01 --clip 0.5 "
     words += "--weight-decay 0.1 --epochs 1 --seed 5 --snapshot-every 2 --hidden 7 "
+    words += "--on-nonfinite skip "
     ended = train(*words.split(), "--valid", book, "--tied", "False", steps=None)
     if ended.code:  # flags of three states are spelled in full
         words = words.replace("--no-bias", "--bias False")
@@ -119,6 +120,7 @@ def test_every_option_arrives(train, tmp_path, book):
         "tolerance": None,
         "k2_max": None,
         "choose_every": None,
+        "on_nonfinite": "skip",
     }
 
 

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from bptt import storage
 from bptt.cli import commands
 from bptt.training import Options, resolve
 
@@ -233,3 +234,46 @@ def test_damaged_metrics(train, stopped):
     ended = train("--resume", steps=9)
     assert ended.code == 3
     assert f"{path}, line 1: " in ended.message
+
+
+def test_a_damaged_snapshot_is_passed_over_and_this_is_said(
+    train, stop_at, tmp_path, monkeypatch
+):
+    words = ("--snapshot-every", 2)
+    assert train(*words, "--out", tmp_path / "whole", steps=9).code == 0
+    stop_at(5)
+    assert train(*words, steps=9).code == 130
+    monkeypatch.undo()
+    path = tmp_path / "run" / "checkpoints" / "step-000000005" / "tensors.safetensors"
+    damage(path)
+    ended = train(*words, "--resume", steps=9)
+    assert ended.code == 0
+    (line,) = [x for x in ended.err.splitlines() if "not usable" in x]
+    assert line == (
+        f"A newer snapshot is not usable: {path} is damaged: its SHA-256 is not the "
+        "saved one"
+    )
+    assert "Going on from step 4." in ended.err
+    for file in ("metrics.jsonl", "model.safetensors"):
+        a, b = ((tmp_path / run / file).read_bytes() for run in ("whole", "run"))
+        assert a == b, file
+
+
+def test_another_number_of_threads_is_said_in_a_line(train, stopped, monkeypatch):
+    ended = train("--resume", steps=9)
+    assert "threads" not in ended.err
+    stopped_again = stopped / "checkpoints"
+    assert snapshots(stopped)  # of the finished run
+    for path in stopped_again.iterdir():
+        state = json.loads((path / "state.json").read_bytes())
+        assert state["threads"] == 1
+        state["threads"] = 5
+        tensors = (path / "tensors.safetensors").read_bytes()
+        storage.write_files(
+            path,
+            {"state.json": json.dumps(state).encode(), "tensors.safetensors": tensors},
+        )
+    (stopped / "metrics.jsonl").write_text("")  # as if it had not finished
+    ended = train("--resume", steps=9)
+    (line,) = [x for x in ended.err.splitlines() if "threads" in x]
+    assert line.startswith("Warning: the run had 5 threads and now has 1; ")

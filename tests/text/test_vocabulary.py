@@ -34,7 +34,7 @@ DAMAGED = {
         ),
         "is no merge|nested|refuses",
     ),
-    "long number": (f'{{"model": {"9" * 10_000}}}', "not JSON"),
+    "long number": (f'{{"model": {"9" * 10_000}}}', "a number of 10000 digits"),
     "another model": (
         damaged("char", lambda c, m, v: m.update(type="Unigram")),
         "'model' are not as bptt writes them",

@@ -233,3 +233,20 @@ def test_a_snapshot_without_a_weight_is_refused(tmp_path):
     run, _ = trainer(tmp_path, steps=STEPS)
     with pytest.raises(CheckpointError, match="does not fit"):
         run.resume()
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_a_snapshot_whose_tensors_have_other_shapes_is_refused(tmp_path, cell):
+    stopped(tmp_path, cell=cell)
+    progress, tensors = RunFolder(tmp_path).load_snapshot()
+    for name in tensors:
+        for other in (torch.zeros(3), torch.zeros(2, 3, 5), tensors[name][..., None]):
+            RunFolder(tmp_path).save_snapshot(progress, tensors | {name: other})
+            run, _ = trainer(tmp_path, steps=STEPS, cell=cell)
+            with pytest.raises(
+                CheckpointError, match=r"tensors\.safetensors: the snap"
+            ):
+                run.resume()
+    RunFolder(tmp_path).save_snapshot(progress, tensors)
+    run, _ = trainer(tmp_path, steps=STEPS, cell=cell)
+    assert run.resume()

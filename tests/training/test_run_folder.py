@@ -227,3 +227,74 @@ def test_a_snapshot_writes_the_waiting_lines_first(folder):
     folder.append(METRICS, {"step": 1})
     snapshot(folder, 1)
     assert steps(folder) == [1]
+
+
+def test_replacing_a_snapshot_leaves_one_whenever_it_is_killed(folder, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    snapshot(folder, 3, scale=1.0)
+    k = 0
+    while True:
+        k += 1
+        calls = [0]
+
+        def counted(function, calls=calls, k=k):
+            def run(*arguments, **more):
+                calls[0] += 1
+                if calls[0] == k:
+                    raise Killed
+                return function(*arguments, **more)
+
+            return run
+
+        with monkeypatch.context() as patch:
+            for name in ("fsync", "replace", "rename", "unlink", "rmdir"):
+                patch.setattr(os, name, counted(getattr(os, name)))
+            try:
+                snapshot(folder, 3, scale=float(k))
+            except Killed:
+                pass
+            else:
+                break
+        assert folder.load_snapshot()[0].scale in (1.0, *map(float, range(1, k + 1)))
+    assert k > 3 + 3
+    assert folder.load_snapshot()[0].scale == k
+    assert snapshots(folder) == ["step-000000003"]
+
+
+def test_what_is_in_the_place_of_a_snapshot_gives_way(folder):
+    path = folder.path / "checkpoints" / "step-000000003"
+    path.write_text("no folder")
+    snapshot(folder, 3)
+    assert folder.load_snapshot()[0].step == 3
+    damage(path / "state.json")
+    (path / "tensors.safetensors").unlink()
+    (path / "tensors.safetensors").mkdir()
+    snapshot(folder, 3, scale=0.5)
+    assert folder.load_snapshot()[0].scale == 0.5
+
+
+def test_snapshots_that_were_passed_over_go_when_the_run_has_gone_on(folder):
+    for step in (4, 9):
+        snapshot(folder, step)
+    damage(folder.path / "checkpoints" / "step-000000009" / "state.json")
+    assert folder.load_snapshot()[0].step == 4
+    (error,) = folder.passed_over
+    assert "step-000000009/state.json" in str(error)
+    snapshot(folder, 5)
+    assert snapshots(folder) == ["step-000000004", "step-000000005"]
+
+
+def test_metrics_cut_anywhere_keep_their_whole_lines(folder):
+    lines = [{"step": i, "loss": 1 / (i + 1), "final": i == 3} for i in range(4)]
+    for line in lines:
+        folder.append(METRICS, line)
+    folder.flush()
+    path = folder.path / METRICS
+    data = path.read_bytes()
+    for size in range(len(data) + 1):
+        for tail in (b"", b"\0" * 20, b"\xff"):
+            path.write_bytes(data[:size] + tail)
+            assert folder.metrics() == lines[: data[:size].count(b"\n")]
+            assert folder.finished == (size == len(data) and folder.metrics() == lines)

@@ -94,6 +94,9 @@ class Train:
     """Where to train, such as cpu or cuda."""
     snapshot_every: _Number = None
     """Steps between snapshots (default: ten in a run)."""
+    on_nonfinite: Literal["raise", "skip", "rollback"] = "raise"
+    """Where a loss or gradient is not finite: end the run, leave that update out, or go
+    back to the newest snapshot and on with half the learning rate."""
     resume: _Flag = False
     """Go on with the run in --out, given the same options."""
 

@@ -1,6 +1,5 @@
 """What the subcommands do."""
 
-import json
 import signal
 import sys
 import warnings
@@ -31,9 +30,15 @@ from bptt.cli.arguments import (
 )
 from bptt.cli.output import printable, sentence, table, write_json
 from bptt.cli.progress import TrainingProgress, choices, console, tracked
-from bptt.cli.runs import as_input_error, load_model
+from bptt.cli.runs import as_input_error, load_model, training_of
 from bptt.errors import CheckpointError, InputError
-from bptt.language_model import CONFIG, LanguageModel, ModelConfig, read_config
+from bptt.language_model import (
+    CONFIG,
+    LanguageModel,
+    ModelConfig,
+    read_config,
+    read_training,
+)
 from bptt.text import Tokenizer, read_text
 from bptt.training import (
     Options,
@@ -109,13 +114,14 @@ def train(command: Train) -> int:
                 return 0
             _check_same_run(folder.path, model, config)
             if trainer.resume():
-                to.print(f"Going on from step {trainer.progress.step}.")
+                _say_resumed(to, trainer)
             else:
                 to.print("No snapshot yet: starting from the beginning.")
         folder.create()
         _describe(to, model, config, corpus.train.tokens, corpus.held_out.tokens)
         try:
-            measured = trainer.run()
+            with _disk_errors(path):
+                measured = trainer.run()
         except Stopped:
             to.print(
                 f"Stopped at step {trainer.progress.step}; the state is saved: go on "
@@ -123,6 +129,8 @@ def train(command: Train) -> int:
             )
             return 128 + received[0]
     to.print(f"\nOn the held-out text: {sentence(measured)}")
+    if skipped := trainer.progress.skipped:
+        to.print(f"{skipped} update(s) were skipped: loss or gradient was not finite.")
     if config.search is not None:
         to.print(choices(trainer.progress, config.search, trainer.clock.elapsed_s))
     sample = model.generate(length=_SAMPLE_TOKENS, temperature=0.8, seed=config.seed)
@@ -261,10 +269,9 @@ def _check_same_run(path: Path, model: LanguageModel, config: TrainingConfig) ->
         **msgspec.to_builtins(model.config),
         **msgspec.to_builtins(config),
     }
-    before = {
-        **msgspec.to_builtins(read_config(path / CONFIG, data)),
-        **(json.loads(data).get("training") or {}),
-    }
+    before = msgspec.to_builtins(read_config(path / CONFIG, data))
+    if (training := read_training(path / CONFIG, data)) is not None:
+        before |= msgspec.to_builtins(training_of(path / CONFIG, training))
     other = [name for name in now if now[name] != before.get(name)]
     if other:
         name = other[0]
@@ -272,6 +279,32 @@ def _check_same_run(path: Path, model: LanguageModel, config: TrainingConfig) ->
             f"--resume needs the options that the run began with: {name} was "
             f"{before.get(name)!r} and is {now[name]!r}"
         )
+
+
+def _say_resumed(to: Console, trainer: Trainer) -> None:
+    for error in trainer.folder.passed_over:
+        to.print(f"A newer snapshot is not usable: {escape(printable(str(error)))}")
+    to.print(f"Going on from step {trainer.progress.step}.")
+    before, now = trainer.progress.threads, torch.get_num_threads()
+    if before not in (None, now):
+        to.print(
+            f"Warning: the run had {before} threads and now has {now}; sums in another "
+            "order make other last digits, so it will not be bit for bit the same."
+        )
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """Say what failed and what is left, in one line."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(
+            f"the run in {path} cannot be written: {error.strerror or error}; what was "
+            f"saved before is whole: make room, then go on with --out {path} --resume"
+        ) from error
 
 
 def _free_name(command: Train) -> Path:

@@ -1,14 +1,14 @@
 """A finished or unfinished run as the commands read it."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from bptt.errors import CheckpointError, InputError
-from bptt.language_model import CONFIG, LanguageModel
+from bptt.language_model import CONFIG, LanguageModel, read_training
 from bptt.storage import MANIFEST
 from bptt.training import TrainingConfig
 
@@ -39,13 +39,20 @@ def load_run(path: Path) -> tuple[LanguageModel, TrainingConfig | None]:
         CheckpointError: it is damaged.
     """
     model = load_model(path)  # which has checked the file's hash
-    training = json.loads((path / CONFIG).read_bytes()).get("training")
-    if training is None:
-        return model, None
+    training = read_training(path / CONFIG, (path / CONFIG).read_bytes())
+    return model, None if training is None else training_of(path / CONFIG, training)
+
+
+def training_of(path: Path, training: dict[str, Any]) -> TrainingConfig:
+    """The "training" part of this `config.json`, with defaults for newer options.
+
+    Raises:
+        CheckpointError: a field is missing, unknown or of another kind.
+    """
     try:
-        return model, msgspec.convert(training, TrainingConfig)
+        return msgspec.convert(training, TrainingConfig)
     except msgspec.ValidationError as error:
-        raise CheckpointError(f"{path / CONFIG}: training: {error}") from error
+        raise CheckpointError(f"{path}: training: {error}") from error
 
 
 @contextmanager

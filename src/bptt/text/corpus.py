@@ -9,7 +9,7 @@ import codecs
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import import_module
+from importlib import import_module  # noqa: TID251 - of a constant
 from pathlib import Path
 from typing import Any
 

@@ -14,6 +14,8 @@ from typing import Any, Literal, get_args
 
 import tokenizers.pre_tokenizers
 
+from bptt.strict_json import loads
+
 Level = Literal["char", "word", "bpe"]
 LEVELS: tuple[Level, ...] = get_args(Level)
 
@@ -62,12 +64,7 @@ class Vocabulary:
         Raises:
             ValueError: In a few words, why this is not a file that `to_json` wrote.
         """
-        try:
-            content = json.loads(text)
-        except RecursionError:
-            raise ValueError("it is nested too deeply") from None
-        except ValueError as error:
-            raise ValueError(f"it is not JSON: {error}") from None
+        content = loads(text)
         if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
             raise ValueError("it is JSON, but it holds no tokenizer")
         model = content["model"]

@@ -7,6 +7,7 @@ import msgspec
 from bptt.language_model import CellName, ModelConfig, Unit
 from bptt.text import Level
 from bptt.training import window_plan
+from bptt.training.nonfinite import OnNonfinite
 from bptt.truncation import Truncation
 
 OptimizerName = Literal["adamw", "sgd"]
@@ -44,6 +45,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     seed: int = 0
     device: str = "cpu"
     snapshot_every: int | None = None
+    on_nonfinite: OnNonfinite = "raise"
 
 
 class TrainingConfig(
@@ -60,6 +62,7 @@ class TrainingConfig(
         tolerance: with "auto", the bias of the gradient that a choice keeps to.
         k2_max: the largest choice.
         choose_every: updates from one choice to the next.
+        on_nonfinite: what a loss or gradient does that is not finite.
         batch: streams, or sentences a step.
         optimizer: "adamw" (Loshchilov & Hutter, 2019) with warm-up and a cosine, or
             "sgd", plain, halving its rate when the validation loss rises.
@@ -93,6 +96,7 @@ class TrainingConfig(
     tolerance: float | None = None
     k2_max: int | None = None
     choose_every: int | None = None
+    on_nonfinite: OnNonfinite = "raise"
 
     @property
     def first_k2(self) -> int | None:
@@ -194,6 +198,7 @@ def resolve(options: Options, vocab: int) -> tuple[ModelConfig, TrainingConfig]:
         tolerance=search.tolerance if search else None,
         k2_max=search.k2_max if search else None,
         choose_every=search.every if search else None,
+        on_nonfinite=options.on_nonfinite,
     )
     return model, training
 

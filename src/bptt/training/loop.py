@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, final
 
 import msgspec
@@ -13,10 +12,13 @@ import torch
 from bptt.errors import CheckpointError, InputError
 from bptt.language_model import LanguageModel
 from bptt.text import Batch, Stream, StreamBatches
-from bptt.training import snapshot_tensors
+from bptt.training import nonfinite, snapshot_tensors
+from bptt.training.carried import carried, first_finite
+from bptt.training.clock import Clock
 from bptt.training.config import TrainingConfig
 from bptt.training.data import Corpus, training_batches
 from bptt.training.evaluation import Measurement, evaluate, summed_loss
+from bptt.training.nonfinite import Diverged
 from bptt.training.optimizer import (
     gradient_norm,
     learning_rate,
@@ -34,19 +36,6 @@ _TIMING_EVERY_S = 1.0
 
 class Stopped(Exception):  # noqa: N818 - not an error: the user asked for it
     """The run was asked to stop and has saved its state."""
-
-
-@dataclass
-class Clock:
-    """Seconds of training, those before a resume included."""
-
-    before_s: float = 0.0
-    started_s: float = field(default_factory=time.monotonic)
-
-    @property
-    def elapsed_s(self) -> float:
-        """Seconds so far."""
-        return self.before_s + time.monotonic() - self.started_s
 
 
 @final
@@ -109,19 +98,31 @@ class Trainer:
 
         Raises:
             Stopped: it was asked to.
-            FloatingPointError: a loss or gradient is not finite; the weights are those
-                before that step.
+            FloatingPointError: a loss or gradient is not finite, and the policy of the
+                run is at its end; the weights are those before that step.
+            OSError: the disk is full, and so on; the snapshots from before stay.
         """
         self.clock.started_s = time.monotonic()
-        if self.progress.step == 0:
+        while True:
+            try:
+                self._train()
+                return self._finish()
+            except Diverged as error:
+                self._go_back(error)
+
+    def _train(self) -> None:
+        if self.progress.last_valid is None:
             self._evaluate()
             self.folder.flush()
+            if self.config.on_nonfinite == "rollback":
+                self._snapshot()  # so that there is always one to go back to
         self.model.train()
         last_timing_s, tokens = self.clock.elapsed_s, 0
         while self.progress.step == 0 or self.share_done < 1:
             batch = self._next_batch()
             loss = self._update(batch)
-            self._losses.append(loss)
+            if math.isfinite(loss):
+                self._losses.append(loss)
             tokens += batch.tokens
             now_s = self.clock.elapsed_s
             rate = tokens / max(1e-9, now_s - last_timing_s)
@@ -143,9 +144,8 @@ class Trainer:
             elif self._snapshot_due():
                 self._snapshot()
             if self.stop_requested():
-                self._snapshot()
+                self._write_snapshot()
                 raise Stopped
-        return self._finish()
 
     def resume(self) -> bool:
         """Go on from the newest snapshot; whether there was one.
@@ -154,7 +154,14 @@ class Trainer:
             InputError: the run began with other texts.
             CheckpointError: the snapshots are damaged.
         """
-        loaded = self.folder.load_snapshot()
+        if not self._load():
+            return False
+        self.clock.before_s = self.progress.elapsed_s
+        self._evaluated = int(self.share_done * EVALUATIONS)
+        return True
+
+    def _load(self, at_most: int | None = None) -> bool:
+        loaded = self.folder.load_snapshot(at_most)
         if loaded is None:
             return False
         progress, tensors = loaded
@@ -166,12 +173,32 @@ class Trainer:
             self.state = snapshot_tensors.restore(self.model, self.optimizer, tensors)
         except (RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError(
-                f"{self.folder.path}: the snapshot does not fit this model: {error}"
+                f"{self.folder.tensors_of(progress.step)}: the snapshot does not fit "
+                f"this model: {error}"
             ) from error
         self.progress = progress
-        self.clock.before_s = progress.elapsed_s
-        self._evaluated = int(self.share_done * EVALUATIONS)
         return True
+
+    def _go_back(self, error: Diverged) -> None:
+        """To the newest snapshot, with a smaller learning rate; or raise `error`."""
+        if self.config.on_nonfinite != "rollback":
+            raise error
+        self.folder.drop_waiting()
+        if not self._load(self.progress.anchor):
+            raise error
+        progress = self.progress
+        if progress.rollbacks == nonfinite.MOST_ROLLBACKS:
+            raise Diverged(
+                f"{error}; it did so after {progress.rollbacks} rollbacks, each with "
+                "half the learning rate"
+            ) from error
+        progress.rollbacks += 1
+        progress.backoff *= nonfinite.BACKOFF
+        progress.rolled_back = str(error)
+        self._losses.clear()
+        self._evaluated = int(self.share_done * EVALUATIONS)
+        self.folder.drop_after(progress.step)  # else a resume would begin there
+        self._write_snapshot()
 
     def _share_at(self, step: int) -> float:
         config = self.config
@@ -234,48 +261,48 @@ class Trainer:
         norm = gradient_norm(self.model.parameters(), self.config.clip)
         loss = total.item() / batch.tokens
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise self._diverged(f"loss {loss}, gradient norm {norm}")
+            return self._left_out(
+                f"loss {loss}, gradient norm {norm}",
+                carried(self.model, inputs, before, after, batch.next_start),
+            )
         rate = learning_rate(self.config, self._share_at(step + 1), self.progress.scale)
+        rate *= self.progress.backoff
         set_learning_rate(self.optimizer, rate)
         self.optimizer.step()
-        self.state = self._carried(inputs, before, after, batch.next_start)
-        if self.chosen_window is not None:
-            self.progress.k2 = self.chosen_window.next_k2(self.progress)
-        self.progress.step = step + 1
-        self.folder.append(
-            METRICS,
-            {
-                "step": step + 1,
-                "loss": loss,
-                "gradient_norm": norm,
-                "learning_rate": rate,
-            },
-        )
+        self.state = carried(self.model, inputs, before, after, batch.next_start)
+        self.progress.skipped_in_a_row = 0
+        self._updated({"loss": loss, "gradient_norm": norm, "learning_rate": rate})
         return loss
 
-    def _carried(
-        self, inputs: torch.Tensor, before: Any, after: Any, next_start: int
-    ) -> Any:
-        """The state before the next batch's first step, detached.
+    def _left_out(self, what: str, after: Any) -> float:
+        """An update whose numbers are not finite, by the policy of the run; NaN."""
+        progress = self.progress
+        if self.config.on_nonfinite != "skip":
+            raise self._diverged(what)
+        if progress.skipped_in_a_row == nonfinite.MOST_SKIPS:
+            raise self._diverged(
+                f"{what}, after {nonfinite.MOST_SKIPS} updates in a row that were "
+                "skipped for that"
+            )
+        progress.skipped += 1
+        progress.skipped_in_a_row += 1
+        self.state = first_finite(after, self.state)
+        self._updated({"skipped": what})
+        return math.nan
 
-        Where passes reach across windows the next batch begins inside this one, so
-        those steps run again.
-        """
-        if next_start == 0:
-            return before
-        if next_start < inputs.shape[0]:
-            with torch.no_grad():
-                _, after = self.model(inputs[:next_start], before)
-        if isinstance(after, tuple):
-            return tuple(part.detach() for part in after)
-        return after.detach()
+    def _updated(self, record: dict[str, Any]) -> None:
+        """Count an update, and tell it."""
+        progress = self.progress
+        if self.chosen_window is not None:
+            progress.k2 = self.chosen_window.next_k2(progress)
+        progress.step += 1
+        if progress.rolled_back is not None:
+            record["rolled_back"] = progress.rolled_back
+            progress.rolled_back = None
+        self.folder.append(METRICS, {"step": progress.step, **record})
 
-    def _diverged(self, what: str) -> FloatingPointError:
-        return FloatingPointError(
-            f"step {self.progress.step}: {what}: the run diverged; "
-            f"try a smaller --lr than {self.config.lr:g}"
-            + ("" if self.config.clip else " or --clip 1")
-        )
+    def _diverged(self, what: str) -> Diverged:
+        return nonfinite.diverged(what, self.progress.step, self.config)
 
     def _evaluate(self) -> None:
         """Measure on part of the held-out text; keep the best model."""
@@ -312,6 +339,8 @@ class Trainer:
         best = LanguageModel.from_pretrained(self.folder.path)
         self.model.load_state_dict(best.state_dict())
         evaluation = evaluate(self.model, self.corpus.validation)
+        if not math.isfinite(evaluation.loss):
+            raise self._diverged(f"validation loss {evaluation.loss}")
         self.folder.append(
             METRICS,
             {
@@ -334,6 +363,15 @@ class Trainer:
         return every > 0 and self.progress.step % every == 0
 
     def _snapshot(self) -> None:
+        """Save one that is due, as it would be in a run that is never stopped."""
+        self.progress.rollbacks = 0
+        self.progress.anchor = self.progress.step
+        self._write_snapshot()
+
+    def _write_snapshot(self) -> None:
         self.progress.elapsed_s = self.clock.elapsed_s
+        self.progress.threads = torch.get_num_threads()
         tensors = snapshot_tensors.packed(self.model, self.optimizer, self.state)
+        if not nonfinite.all_finite(tensors.values()):
+            raise self._diverged("weights, or what the optimiser keeps, not finite")
         self.folder.save_snapshot(self.progress, tensors)

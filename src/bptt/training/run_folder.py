@@ -17,7 +17,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from bptt import storage
+from bptt import storage, strict_json
 from bptt.errors import CheckpointError, InputError
 
 METRICS = "metrics.jsonl"
@@ -42,6 +42,14 @@ class Progress(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
             one before the steps that it reaches.
         chosen_k2: the last choice, which k2 may still be growing to.
         choosing_s: seconds that the choices took.
+        threads: that torch used; sums in another order differ in their last digits.
+        backoff: factor of the learning rate, halved by every rollback.
+        skipped: updates left out since their loss or gradient was not finite.
+        skipped_in_a_row: the last of them, without one between that was not.
+        rollbacks: since the snapshot that was gone back to was reached.
+        anchor: step of the newest snapshot that was due, not made for a stop; what a
+            rollback goes back to, whether the run was stopped or not.
+        rolled_back: why, until the update that follows has told it.
     """
 
     data: str
@@ -53,6 +61,13 @@ class Progress(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     k2: int | None = None
     chosen_k2: int | None = None
     choosing_s: float = 0.0
+    threads: int | None = None
+    backoff: float = 1.0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    rollbacks: int = 0
+    anchor: int | None = None
+    rolled_back: str | None = None
 
 
 @final
@@ -61,10 +76,14 @@ class RunFolder:
 
     Args:
         path: the folder; made by `create`.
+
+    Attributes:
+        passed_over: why newer snapshots than the one that was loaded are not usable.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.passed_over: list[CheckpointError] = []
         self._waiting: dict[str, list[str]] = {METRICS: [], TIMINGS: []}
 
     def check_free(self) -> None:
@@ -113,6 +132,11 @@ class RunFolder:
                     os.fsync(file.fileno())
                 lines.clear()
 
+    def drop_waiting(self) -> None:
+        """Forget the lines that `flush` has not written."""
+        for lines in self._waiting.values():
+            lines.clear()
+
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of `metrics.jsonl` that are whole.
 
@@ -144,46 +168,74 @@ class RunFolder:
         return found
 
     def save_snapshot(self, progress: Progress, tensors: dict[str, Tensor]) -> None:
-        """Keep everything that the next step depends on, then drop older snapshots."""
+        """Keep everything that the next step depends on, then drop older snapshots.
+
+        Raises:
+            OSError: it cannot be written; the snapshots from before stay.
+        """
         self.flush()
         folder = self.path / CHECKPOINTS
-        name = f"step-{progress.step:09d}"
-        aside = folder / f".{name}.new"
-        if aside.exists():
-            shutil.rmtree(aside)
-        storage.write_files(
-            aside,
-            {
-                _STATE: msgspec.json.encode(progress),
-                _TENSORS: safetensors.torch.save(tensors),
-            },
-        )
-        if (folder / name).exists():
-            shutil.rmtree(folder / name)
-        os.rename(aside, folder / name)
-        storage.sync_folder(folder)
-        for old in self._snapshots()[KEPT_SNAPSHOTS:]:
-            shutil.rmtree(old)
+        name = _name(progress.step)
+        files = {
+            _STATE: msgspec.json.encode(progress),
+            _TENSORS: safetensors.torch.save(tensors),
+        }
+        if _is_whole(folder / name):
+            storage.write_files(folder / name, files)  # one of the two at any time
+        else:
+            aside = folder / f".{name}.new"
+            _remove(aside)
+            storage.write_files(aside, files)
+            _remove(folder / name)
+            os.rename(aside, folder / name)
+            storage.sync_folder(folder)
+        kept = 0
+        for other in self._snapshots():
+            # The run has not come to the later ones: they were passed over as damaged.
+            if other.name > name or (
+                kept >= KEPT_SNAPSHOTS and other.name != _name(progress.anchor)
+            ):
+                _remove(other)
+            else:
+                kept += 1
 
-    def load_snapshot(self) -> tuple[Progress, dict[str, Tensor]] | None:
-        """The newest snapshot, or None; later lines of the logs are dropped.
+    def drop_after(self, step: int) -> None:
+        """Remove the snapshots of later steps."""
+        for folder in self._snapshots():
+            if folder.name > _name(step):
+                _remove(folder)
+
+    def load_snapshot(
+        self, at_most: int | None = None
+    ) -> tuple[Progress, dict[str, Tensor]] | None:
+        """The newest whole snapshot, or None; later lines of the logs are dropped.
+
+        Args:
+            at_most: leave those of later steps out.
 
         Raises:
             CheckpointError: there are snapshots and none of them is whole.
         """
-        failures = []
+        failures: list[CheckpointError] = []
         for folder in self._snapshots():
+            if at_most is not None and folder.name > _name(at_most):
+                continue
             try:
                 progress, tensors = _read_snapshot(folder)
             except CheckpointError as error:
                 failures.append(error)
             else:
                 self._cut_logs(progress.step)
+                self.passed_over = failures
                 return progress, tensors
         if failures:
             raise failures[0]
         self._cut_logs(-1)  # the run begins again, its first measurement too
         return None
+
+    def tensors_of(self, step: int) -> Path:
+        """The file with a snapshot's tensors."""
+        return self.path / CHECKPOINTS / _name(step) / _TENSORS
 
     def _snapshots(self) -> list[Path]:
         """Newest first."""
@@ -193,13 +245,16 @@ class RunFolder:
         path = self.path / name
         if not path.exists():
             return []
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        text = path.read_text(encoding="utf-8", errors="replace")
+        lines = text.splitlines()
+        if lines and not text.endswith("\n"):
+            del lines[-1]  # cut short by a crash
         records = []
         for number, line in enumerate(lines):
             try:
                 records.append(msgspec.json.decode(line, type=dict[str, Any]))
             except (msgspec.MsgspecError, RecursionError) as error:
-                if number == len(lines) - 1:  # cut short by a crash
+                if number == len(lines) - 1:  # as a power cut may leave it
                     break
                 raise CheckpointError(f"{path}, line {number + 1}: {error}") from error
         return records
@@ -212,16 +267,37 @@ class RunFolder:
                 storage.write_atomically(self.path / name, text.encode())
 
 
+def _name(step: int | None) -> str:
+    """Of a snapshot's folder; in the order of their steps."""
+    return "" if step is None else f"step-{step:09d}"
+
+
 def _read_snapshot(folder: Path) -> tuple[Progress, dict[str, Tensor]]:
     files = storage.read_files(folder, (_STATE, _TENSORS))
     for name in (_STATE, _TENSORS):
         if name not in files:
             raise CheckpointError(f"{folder / storage.MANIFEST} lists no {name}")
     try:
-        progress = msgspec.json.decode(files[_STATE], type=Progress)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        progress = msgspec.convert(strict_json.loads(files[_STATE]), Progress)
+    except (msgspec.MsgspecError, ValueError) as error:
         raise CheckpointError(f"{folder / _STATE}: {error}") from error
     try:
         return progress, safetensors.torch.load(files[_TENSORS])
     except (SafetensorError, KeyError, ValueError) as error:
         raise CheckpointError(f"{folder / _TENSORS}: {error}") from error
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        _read_snapshot(folder)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _remove(path: Path) -> None:
+    """A folder, or what lies in its place."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

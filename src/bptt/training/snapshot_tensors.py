@@ -48,14 +48,35 @@ def restore(
         if name.startswith("optimizer."):
             _, index, key = name.split(".", 2)
             states.setdefault(int(index), {})[key] = tensor
+    _check_kept(optimizer, states)
     optimizer.load_state_dict({**saved, "state": states})
     device = model.decoder.weight.device
     parts = [
         tensors[name].to(device) for name in sorted(tensors) if "state." in name[:6]
     ]
+    shape = (model.config.layers, model.config.hidden)
+    for part in parts:
+        if part.dim() != 3 or (part.shape[0], part.shape[2]) != shape:
+            raise ValueError(f"the carried state has the shape {tuple(part.shape)}")
     if not parts:
         return None
     return parts[0] if len(parts) == 1 else tuple(parts)
+
+
+def _check_kept(
+    optimizer: torch.optim.Optimizer, states: dict[int, dict[str, Tensor]]
+) -> None:
+    """What torch does not: a number, or one for each of the parameter's."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, kept in states.items():
+        if not 0 <= index < len(parameters):
+            raise ValueError(f"the optimiser has no parameter {index}")
+        for name, tensor in kept.items():
+            if tensor.dim() and tensor.shape != parameters[index].shape:
+                raise ValueError(
+                    f"optimizer.{index}.{name} has the shape {tuple(tensor.shape)} "
+                    f"and its parameter {tuple(parameters[index].shape)}"
+                )
 
 
 def _parts(state: Any) -> Sequence[Tensor]:

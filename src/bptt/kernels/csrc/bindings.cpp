@@ -104,6 +104,7 @@ std::pair<bptt::Steps, int64_t> steps_of(int64_t T, int64_t B, const RowsTuple& 
   if (s.offsets) {
     require(s.offsets[0] == 0, "offsets must begin with 0");
     for (int64_t t = 0, before = B; t < T; ++t) {
+      require(s.offsets[t + 1] >= 0, "offsets must not be negative");
       const int64_t here = s.offsets[t + 1] - s.offsets[t];
       require(here > 0 && here <= before && (t || here == B),
               "the rows of the steps must begin with all and not increase");
@@ -141,6 +142,7 @@ struct Placed {
 
 Sizes sizes_of(int64_t time, int64_t batch, int64_t inputs, int64_t hidden) {
   require(time > 0 && batch > 0 && inputs > 0 && hidden > 0, "sizes must be positive");
+  require(time < kMostElements, "sizes too large");  // so that time + 1 is one
   elements({time + 1, batch, 4, hidden});
   elements({time, batch, inputs});
   elements({4, hidden, std::max(hidden, inputs)});

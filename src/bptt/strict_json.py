@@ -1,0 +1,87 @@
+"""JSON from files that may be damaged or hostile: one value a field, or a refusal.
+
+Python's reader takes the last of two equal fields, NaN, and numbers without end; each
+is refused here, with its path, as is what is nested too deeply.
+"""
+
+import json
+import math
+from collections import Counter
+from typing import Any, NoReturn
+
+_MOST_DIGITS = 100  # of an integer; more would only cost time to read
+
+
+class _Wrong:
+    """Stands in the tree for what is refused, until its path is known."""
+
+    def __init__(self, reason: str, key: str | None = None) -> None:
+        self.reason = reason
+        self.key = key
+
+
+def loads(data: bytes | str) -> Any:
+    """The value that `data` holds.
+
+    Raises:
+        ValueError: in a few words, what is wrong, and with which field.
+    """
+    found: list[_Wrong] = []
+
+    def wrong(reason: str, key: str | None = None) -> _Wrong:
+        found.append(_Wrong(reason, key))
+        return found[-1]
+
+    def integer(text: str) -> Any:
+        if len(text) > _MOST_DIGITS:
+            return wrong(f"a number of {len(text)} digits")
+        return int(text)
+
+    def real(text: str) -> Any:
+        value = float(text) if len(text) <= 1000 else math.inf
+        return value if math.isfinite(value) else wrong("a number out of range")
+
+    def fields(pairs: list[tuple[str, Any]]) -> Any:
+        content = dict(pairs)
+        if len(content) == len(pairs):
+            return content
+        ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
+        return wrong("the field is given twice", twice)
+
+    try:
+        tree = json.loads(
+            data,
+            object_pairs_hook=fields,
+            parse_int=integer,
+            parse_float=real,
+            parse_constant=lambda name: wrong(f"{name} is no number of JSON"),
+        )
+        if found:
+            _refuse(tree, found)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not UTF-8: {error.reason}") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is not JSON: {error}") from None
+    return tree
+
+
+def _refuse(tree: Any, found: list[_Wrong]) -> NoReturn:
+    """Say where the first of what is wrong and still in the tree stands."""
+    waiting = [(tree, "$")]
+    while waiting:
+        node, path = waiting.pop()
+        if isinstance(node, _Wrong):
+            raise ValueError(f"{node.reason} - at `{path}{_step(node.key)}`")
+        if isinstance(node, dict):
+            waiting += [(value, path + _step(key)) for key, value in node.items()]
+        elif isinstance(node, list):
+            waiting += [(value, f"{path}[{i}]") for i, value in enumerate(node)]
+    raise ValueError(f"{found[0].reason}, inside a field that is given twice")
+
+
+def _step(key: str | None) -> str:
+    if key is None:
+        return ""
+    return f".{key}" if key.isidentifier() else f"[{key[:40]!a}]"

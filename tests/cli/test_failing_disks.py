@@ -1,0 +1,189 @@
+"""Disks that are full or broken, and processes that are killed, at any call."""
+
+import errno
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+
+import pytest
+
+from bptt import storage
+from bptt.cli import main
+from bptt.language_model import LanguageModel
+from bptt.training import RunFolder, run_folder
+
+WORDS = ("--snapshot-every", 2, "--dropout", 0.2)
+
+
+class Killed(BaseException):
+    """No handler for errors sees it, as none sees a kill."""
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """Let the k-th call that changes the disk fail; the number of calls so far."""
+
+    def arrange(patch, error, k, *, half=False):
+        calls = [0]
+
+        def count():
+            calls[0] += 1
+            if calls[0] == k:
+                raise error
+
+        def counted(function):
+            def run(*arguments, **more):
+                count()
+                return function(*arguments, **more)
+
+            return run
+
+        def opened(path, mode="r", **more):
+            count()
+            return File(open(path, mode, **more))
+
+        class File:
+            def __init__(self, file):
+                self.file = file
+
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *_):
+                self.file.close()
+
+            def write(self, data):
+                try:
+                    count()
+                except BaseException:
+                    self.file.write(data[: len(data) // 2 if half else 0])
+                    raise
+                return self.file.write(data)
+
+            def __getattr__(self, name):
+                return getattr(self.file, name)
+
+        for name in ("fsync", "replace", "rename"):
+            patch.setattr(os, name, counted(getattr(os, name)))
+        for module in (storage, run_folder):
+            patch.setattr(module, "open", opened, raising=False)
+        return calls
+
+    return arrange
+
+
+def digest(folder):
+    """Of all that a run leaves but its clocks, and of its last snapshot's tensors."""
+    names = ("metrics.jsonl", "model.safetensors", "config.json", "manifest.json")
+    paths = [folder / name for name in names]
+    paths.append(max((folder / "checkpoints").iterdir()) / "tensors.safetensors")
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+
+
+@pytest.fixture
+def whole(train, tmp_path, monkeypatch, failing):
+    """The run that was never stopped, and its number of calls."""
+    with monkeypatch.context() as patch:
+        calls = failing(patch, None, 0)
+        assert train(*WORDS, "--out", tmp_path / "whole", steps=4).code == 0
+    return digest(tmp_path / "whole"), calls[0]
+
+
+def is_good(folder):
+    """Whether the model and the snapshots of a run are whole, if they are there."""
+    if (folder / "manifest.json").exists():
+        LanguageModel.from_pretrained(folder)
+    for path in (folder / "checkpoints").glob("step-*"):
+        run_folder._read_snapshot(path)
+
+
+def at_each(calls, ks):
+    """So many of the calls, the first and the last among them."""
+    return sorted({1 + round(i * (calls - 1) / (ks - 1)) for i in range(ks)})
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_a_disk_that_fails_at_any_call(
+    train, tmp_path, monkeypatch, failing, whole, code
+):
+    expected, calls = whole
+    for k in at_each(calls, 8):
+        out = tmp_path / f"{code}-{k}"
+        with monkeypatch.context() as patch:
+            failing(patch, OSError(code, os.strerror(code)), k, half=k % 2)
+            ended = train(*WORDS, "--out", out, steps=4)
+        assert (ended.code, ended.out) == (1, ""), (k, ended.err)
+        last = ended.err.splitlines()[-1]
+        assert last.startswith(f"bptt: the run in {out} cannot be written: "), last
+        assert os.strerror(code) in last
+        is_good(out)
+        ended = train(*WORDS, "--out", out, "--resume", steps=4)
+        assert ended.code == 0, (k, ended.err)
+        assert digest(out) == expected, k
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_kill_at_any_call(train, tmp_path, monkeypatch, failing, whole, half):
+    expected, calls = whole
+    for k in at_each(calls, 6):
+        out = tmp_path / f"{half}-{k}"
+        for again in (k, 1 + k // 2):  # and the resume is killed, too
+            words = ("--resume",) if again != k or out.exists() else ()
+            with monkeypatch.context() as patch:
+                failing(patch, Killed(), again, half=half)
+                with suppress(Killed):
+                    train(*WORDS, *words, "--out", out, steps=4)
+            is_good(out)
+        ended = train(*WORDS, "--out", out, "--resume", steps=4)
+        assert ended.code == 0, (k, ended.err)
+        assert digest(out) == expected, k
+
+
+def test_killed_three_times_it_ends_as_the_run_that_was_not(book, tmp_path):
+    words = [sys.executable, "-m", "bptt", "train", book, "--hidden", "16"]
+    words += ["--window", "8", "--batch", "2", "--steps", "1000", "--dropout", "0.2"]
+    words += ["--snapshot-every", "50"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        assert main([str(w) for w in [*words[3:], "--out", tmp_path / "whole"]]) == 0
+    out = tmp_path / "run"
+    before = 0
+    for wait_s in (0.1, 0.25, 0.4):
+        program = subprocess.Popen(
+            [*words, "--out", out, *(["--resume"] if before else [])],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        deadline_s = time.monotonic() + 60
+        while newest(out) <= before and time.monotonic() < deadline_s:
+            assert program.poll() is None, program.stderr.read()
+            time.sleep(0.01)
+        time.sleep(wait_s)
+        program.send_signal(signal.SIGKILL)
+        _, err = program.communicate(timeout=60)
+        assert program.returncode == -signal.SIGKILL, err
+        assert (f"Going on from step {before}." in err) == (before > 0)
+        assert newest(out) > before
+        before = newest(out)
+    ran = subprocess.run(
+        [*words, "--out", out, "--resume"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert f"Going on from step {before}." in ran.stderr
+    assert digest(out) == digest(tmp_path / "whole")
+
+
+def newest(out):
+    found = RunFolder(out)._snapshots()
+    return int(found[0].name.removeprefix("step-")) if found else 0

@@ -1,0 +1,220 @@
+"""The core's entry points with arguments that nobody should give: an error, no crash.
+
+The arrays lie before pages that may not be touched, so reading beyond one is a fault.
+"""
+
+import gc
+import os
+import random
+from contextlib import suppress
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import bptt
+from bptt import kernels
+from kernels.guards import guarded
+
+native = pytest.importorskip("bptt.kernels._native")
+
+T, B, IN, H, L = 3, 2, 4, 5, 2
+GATES = {0: 1, 1: 1, 2: 3, 3: 4}
+WRONG = (ValueError, IndexError, TypeError, OverflowError, MemoryError)
+_kept = {}
+
+
+def array(*shape, key, dtype=torch.float32):
+    """An address with its number of elements; the same one for the same key."""
+    if key not in _kept:
+        _kept[key] = guarded(torch.zeros(shape, dtype=dtype), at_end=True)
+    return (_kept[key].data_ptr(), _kept[key].numel())
+
+
+def forward_arguments(kernel, cell):
+    width = GATES[cell] * H
+
+    def weight(layer):
+        inputs = H if layer else IN
+        return (
+            array(width, inputs, key=("U", cell, layer)),
+            array(width, H, key=("W", cell, layer)),
+            array(width, key=("b_ih", cell, layer)),
+            array(width, key=("b_hh", cell, layer)),
+        )
+
+    floats = native.tape_floats(kernel, cell, T * B, H)
+    tape = array(floats, key=("tape", cell, kernel)) if floats else None
+    c0 = array(L, B, H, key="c0") if cell == 3 else None
+    c_end = array(L, B, H, key="c_end") if cell == 3 else None
+    return [
+        kernel,
+        1,
+        cell,
+        (T, B, IN, H),
+        (None, None),
+        None,
+        array(T, B, IN, key="x"),
+        None,
+        [weight(layer) for layer in range(L)],
+        [array(T, B, H, key="mask")],
+        array(L, B, H, key="h0"),
+        c0,
+        array(T, B, H, key="y"),
+        array(L, B, H, key="h_end"),
+        c_end,
+        [(array(B + T * B, H, key=("h", layer)), tape) for layer in range(L)],
+    ]
+
+
+def backward_arguments(kernel, cell):
+    width, blocks = GATES[cell] * H, {2: 4}.get(cell, GATES[cell])
+    floats = native.tape_floats(kernel, cell, T * B, H)
+    tape = array(floats, key=("tape", cell, kernel)) if floats else None
+    layer = (
+        array(width, H, key=("W", cell, 0)),
+        None,
+        array(B + T * B, H, key=("h", 0)),
+        tape,
+        None,
+        array(B, H, key="dh_end"),
+        array(B, H, key="dc_end") if cell == 3 else None,
+        array(T * B, blocks * H, key=("delta", cell)),
+        array(B, H, key="dh_start"),
+        array(B, H, key="dc_start") if cell == 3 else None,
+    )
+    sizes, dy = (T, B, H), array(T, B, H, key="y")
+    return [kernel, 1, cell, sizes, (None, None), None, None, (2, 3), dy, [layer], None]
+
+
+def gradients_arguments(kernel, cell):
+    width, blocks = GATES[cell] * H, {2: 4}.get(cell, GATES[cell])
+    wanted = (
+        IN,
+        array(T, B, IN, key="x"),
+        None,
+        array(width, IN, key=("U", cell, 0)),
+        array(width, IN, key=("dU", cell)),
+        array(width, H, key=("dW", cell)),
+        None,
+        None,
+        array(T, B, IN, key="dx"),
+    )
+    delta = array(T * B, blocks * H, key=("delta", cell))
+    h = array(B + T * B, H, key=("h", 0))
+    return [kernel, 1, cell, (T, B, H), (None, None), None, delta, h, wanted]
+
+
+CALLS = {
+    "forward": (native.forward, forward_arguments),
+    "backward": (native.backward, backward_arguments),
+    "gradients": (native.gradients, gradients_arguments),
+}
+SIZES = st.one_of(
+    st.sampled_from([-1, 0, 1, 2**31, 2**32, 2**46, 2**62, 2**63 - 1, -(2**63)]),
+    st.integers(-(2**63), 2**63 - 1),
+    st.integers(0, 8),
+)
+
+
+def places(value, path=()):
+    """The paths of all numbers and arrays inside nested lists and tuples."""
+    if isinstance(value, tuple | list):
+        if path:
+            yield path
+        for i, part in enumerate(value):
+            yield from places(part, (*path, i))
+    elif path:
+        yield path
+
+
+def at(value, path):
+    for i in path:
+        value = value[i]
+    return value
+
+
+def replaced(value, path, new):
+    if not path:
+        return new
+    parts = list(value)
+    parts[path[0]] = replaced(parts[path[0]], path[1:], new)
+    return type(value)(parts) if isinstance(value, tuple) else parts
+
+
+def is_address(arguments, path):
+    """The first of an (address, elements) pair: only null can be known to be wrong."""
+    value = at(arguments, path)
+    return isinstance(value, int) and (value > 2**32 or value == 0)
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("cell", range(4))
+def test_the_arguments_are_right_before_they_are_spoilt(name, cell):
+    for kernel in native.variants():
+        call, arguments = CALLS[name]
+        call(*arguments(kernel, cell))
+
+
+@pytest.mark.parametrize("name", CALLS)
+@settings(max_examples=int(os.environ.get("BPTT_SOAK_EXAMPLES", "150")), deadline=None)
+@given(data=st.data())
+def test_a_wrong_argument_is_an_error(name, data):
+    call, arguments = CALLS[name]
+    kernel = data.draw(st.sampled_from(native.variants()))
+    whole = arguments(kernel, data.draw(st.integers(0, 3)))
+    spoilt = whole
+    for _ in range(data.draw(st.integers(1, 2))):
+        path = data.draw(st.sampled_from(list(places(spoilt))))
+        if is_address(spoilt, path):
+            new = 0
+        else:
+            nothing = st.sampled_from([None, (), [], "x", 1.5])
+            new = data.draw(st.one_of(SIZES, nothing))
+        spoilt = replaced(spoilt, path, new)
+    with suppress(*WRONG):
+        call(*spoilt)
+
+
+@pytest.mark.parametrize("sizes", [[0, -1, 3, 6], [0, 2, 1, 6], [0, 2**63 - 1, -5, 6]])
+def test_offsets_that_are_none(sizes):
+    kernel = native.variants()[0]
+    arguments = forward_arguments(kernel, 0)
+    offsets = torch.tensor(sizes)
+    arguments[4] = ((offsets.data_ptr(), 4), None)
+    with pytest.raises(ValueError, match=r"offsets|rows of the steps"):
+        native.forward(*arguments)
+
+
+def resident_kib():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE") // 1024
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc")
+def test_memory_is_flat_over_windows_of_random_shapes():
+    assert kernels.active() != "torch"
+    windows = int(os.environ.get("BPTT_SOAK_WINDOWS", "500"))
+    choose = random.Random(0)
+    modules = [m(8, 12, num_layers=2) for m in (bptt.RNN, bptt.GRU, bptt.LSTM)]
+    optimizers = [torch.optim.SGD(m.parameters(), 1e-3) for m in modules]
+
+    def window():
+        i = choose.randrange(3)
+        x = torch.randn(choose.randint(1, 90), choose.randint(1, 16), 8)
+        k1 = choose.randint(1, 20)
+        modules[i].truncation = bptt.Truncation(k1, choose.randint(k1, 40))
+        optimizers[i].zero_grad()
+        modules[i](x)[0].square().mean().backward()
+        optimizers[i].step()
+
+    for _ in range(200 + windows // 10):
+        window()
+    gc.collect()
+    before = resident_kib()
+    for _ in range(windows):
+        window()
+    gc.collect()
+    grown = resident_kib() - before
+    assert grown < 4096 + windows // 10, f"{grown} KiB over {windows} windows"
