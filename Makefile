@@ -14,8 +14,9 @@ SOURCES := pyproject.toml constraints.txt CMakeLists.txt \
 demo: $(INSTALLED)
 	$(BIN)/bptt train --minutes 1
 
+# In two processes, each of one thread unless a test asks for more.
 test: $(INSTALLED_DEV)
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 
 # Kills, damage, wrong arguments and many windows, by the thousand: under an hour.
 # SHARE=0.05 for a quick look.

@@ -1,5 +1,6 @@
 """Shapes and dtypes of every public function are checked while the tests run."""
 
+import os
 import sys
 from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any
@@ -21,3 +22,8 @@ class _Unchecked:
 
 install_import_hook("bptt", "typecheck.check")
 sys.meta_path.insert(0, _Unchecked)
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes that share the cores
+    import torch
+
+    torch.set_num_threads(1)

@@ -136,7 +136,8 @@ def train(command: Train) -> int:
     sample = model.generate(length=_SAMPLE_TOKENS, temperature=0.8, seed=config.seed)
     to.print(f"\nA sample:\n{escape(printable(sample.strip()))}\n")
     found = flow_command.say(to, model, config, corpus.held_out, folder.chosen_k2)
-    report_command.after_training(path, model, config, corpus.held_out, found)
+    with _disk_errors(path):
+        report_command.after_training(path, model, config, corpus.held_out, found)
     to.print("Open its report.html in a browser to see all this, and more.")
     to.print("The run, for bptt evaluate, generate, flow and report, is in")
     sys.stdout.write(f"{path}\n")

@@ -46,11 +46,16 @@ def after_training(
     text: Stream | Sentences,
     found: FlowEstimates,
 ) -> None:
-    """Keep what was found in the run, and its page beside it."""
+    """Keep what was found in the run, and its page beside it.
+
+    Raises:
+        OSError: they cannot be written; what was there stays.
+    """
     findings = findings_of(model, found, text, "the held-out text", config.seed)
     save(folder, findings)
     data = run_data(folder, model, config, findings)
-    _write(folder / PAGE, page.Page(data.name, [data]))
+    html = page.html(page.Page(data.name, [data]))
+    storage.write_atomically(folder / PAGE, html.encode())
 
 
 def _read(to: Console, path: Path, text: tuple[Path, ...]) -> page.RunData:
