@@ -85,7 +85,7 @@ def back_lag(
     tape: _Array | None,
     ds: _Array,
     dc: _Array | None,
-    delta: _Array,
+    delta: _Array | None,
     ds_before: _Array,
     dc_before: _Array | None,
     squares: _Array,

@@ -149,6 +149,7 @@ class _Loop:
         parts = len(ds)
         squares = self._squares[at * parts : (at + 1) * parts]
         is_lstm = parts > 1
+        is_read = self._wanted or at > 0  # by products that follow
         _native.back_lag(
             self._kernel,
             self._threads,
@@ -160,7 +161,7 @@ class _Loop:
             to.of(tape.kept[0]) if tape.kept else None,
             to.of(ds[0]),
             to.of(ds[1]) if is_lstm else None,
-            to.of(self._delta[: steps * self._rows.batch]),
+            to.of(self._delta[: steps * self._rows.batch]) if is_read else None,
             to.of(before[0]),
             to.of(before[1]) if is_lstm else None,
             to.of(squares[0][:steps]),

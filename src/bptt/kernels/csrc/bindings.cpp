@@ -341,7 +341,7 @@ void gradients(const std::string& name, int threads, int kind,
 
 void back_lag(const std::string& name, int threads, int kind,
               std::tuple<int64_t, int64_t, int64_t> sizes, int64_t count, Array W,
-              Array h, MaybeArray tape, Array ds, MaybeArray dc, Array delta,
+              Array h, MaybeArray tape, Array ds, MaybeArray dc, MaybeArray delta,
               Array ds_before, MaybeArray dc_before, Array squares,
               MaybeArray squares_c) {
   const bptt::Kernels& kernels = variant(name);
@@ -424,7 +424,7 @@ NB_MODULE(_native, m) {
         nb::arg("gradients").none());
   m.def("back_lag", &back_lag, nb::arg("name"), nb::arg("threads"), nb::arg("cell"),
         nb::arg("sizes"), nb::arg("steps"), nb::arg("W"), nb::arg("h"), nb::arg("tape").none(),
-        nb::arg("ds"), nb::arg("dc").none(), nb::arg("delta"), nb::arg("ds_before"),
+        nb::arg("ds"), nb::arg("dc").none(), nb::arg("delta").none(), nb::arg("ds_before"),
         nb::arg("dc_before").none(), nb::arg("squares"), nb::arg("squares_c").none());
   m.def("gradients", &gradients, nb::arg("name"), nb::arg("threads"), nb::arg("cell"),
         nb::arg("sizes"), nb::arg("rows"), nb::arg("padded").none(), nb::arg("delta"),

@@ -114,7 +114,7 @@ struct LagBack {
   const float* tape;    // of all steps, as forward wrote it
   const float* ds;      // (steps * batch, hidden), error of h after the step
   const float* dc;      // LSTM: the same of c
-  float* delta;         // (steps * batch, delta_blocks * hidden)
+  float* delta;         // (steps * batch, delta_blocks * hidden); or null
   float* ds_before;     // (steps * batch, hidden), error of h before the step
   float* dc_before;     // LSTM
   float* squares;       // (steps * batch), of each row's ds the sum of squares

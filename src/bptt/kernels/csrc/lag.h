@@ -69,7 +69,7 @@ class LagScan {
         to.h = g_.h + (row + g_.batch) * H + at;
       }
       to.previous = delta + at;
-      to.delta = g_.delta + row * kBlocks * H + at;
+      if (g_.delta) to.delta = g_.delta + row * kBlocks * H + at;
       for (int64_t unit = 0; unit < valid; unit += kLanes) {
         const int first = static_cast<int>(unit);
         const int lanes = static_cast<int>(min(kLanes, valid - unit));
@@ -79,8 +79,13 @@ class LagScan {
           const Vec c = load(carry + unit, lanes);
           squares_c += c * c;
         }
-        lanes == kLanes ? backward_units<kCell, Sum::kStore>(to, first, kLanes)
-                        : backward_units<kCell, Sum::kStore>(to, first, lanes);
+        const bool whole = lanes == kLanes;  // a constant, so that nothing is masked
+        if (g_.delta)
+          whole ? backward_units<kCell, Sum::kStore>(to, first, kLanes)
+                : backward_units<kCell, Sum::kStore>(to, first, lanes);
+        else
+          whole ? backward_units<kCell, Sum::kNone>(to, first, kLanes)
+                : backward_units<kCell, Sum::kNone>(to, first, lanes);
       }
       if (kCell == Cell::kLstm)
         std::memcpy(g_.dc_before + row * H + at, carry, bytes);
