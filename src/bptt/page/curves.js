@@ -49,12 +49,36 @@ function drawSmall(host, label, unit, xs, ys, options = {}) {
   });
 }
 
+// Before clipping, and what is left after it.
+function drawNorm(host, curves, marks) {
+  const before = curves.gradient_norm;
+  if (!curves.clip) {
+    drawSmall(host, 'gradient norm', '', curves.step, before, { scale: 'log' });
+    return;
+  }
+  if (!before.length) {
+    host.remove();
+    return;
+  }
+  const after = before.map((norm) => Math.min(norm, curves.clip));
+  new Chart(host, {
+    label: 'gradient norm before (thin) and after clipping', height: 150, marks,
+    lines: [
+      { xs: curves.step, ys: before, look: 'quiet' },
+      { xs: curves.step, ys: after, look: 'main' },
+    ],
+    x: { label: 'updates' },
+    y: { label: 'gradient norm before (thin) and after clipping', scale: 'log' },
+    say: (i) => `${number(before[i])}, ${number(after[i])} after clipping, after `
+      + `${curves.step[i].toLocaleString('en')} updates.`,
+  });
+}
+
 function drawCurves(host, curves) {
   const place = (name) => host.querySelector(`[data-draw="${name}"]`);
   drawLoss(place('loss'), curves);
   const marks = curves.clip ? [{ y: curves.clip, label: `clipped at ${number(curves.clip)}` }] : [];
-  drawSmall(place('norm'), 'gradient norm before clipping', '', curves.step,
-    curves.gradient_norm, { scale: 'log', marks });
+  drawNorm(place('norm'), curves, marks);
   drawSmall(place('rate'), 'learning rate', '', curves.step, curves.learning_rate);
   drawSmall(place('speed'), 'tokens a second', ' tokens a second', curves.timing_step,
     curves.tokens_per_s);
