@@ -278,3 +278,19 @@ def test_a_disk_that_is_full_fails_with_1(train, monkeypatch):
     assert (ended.code, ended.out) == (1, "")
     assert ended.err.splitlines()[-1].startswith("bptt: ")
     assert "No space left on device" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"), [("gruu", "gru"), ("LSTM", "lstm"), ("ltsm", "lstm")]
+)
+def test_a_cell_that_was_meant_is_suggested(bptt, given, meant):
+    ended = bptt("train", "--cell", given)
+    assert ended.code == 2
+    assert ended.err.splitlines()[-1] == f"bptt: did you mean --cell {meant}?"
+
+
+def test_no_cell_is_suggested_for_what_is_none(bptt):
+    ended = bptt("train", "--cell", "transformer")
+    assert ended.code == 2
+    assert "did you mean" not in ended.err
+    assert "did you mean" not in bptt("train", "--cell", "gru", "--steps", "x").err

@@ -7,6 +7,8 @@ or input, 3 damaged checkpoint, 4 gradients wrong, 130 or 143 after a signal.
 import os
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
+from itertools import pairwise
 
 import tyro
 
@@ -37,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             args=words or ["--help"],
         )
     except SystemExit as stop:
+        _suggest_cell(words)
         return stop.code if isinstance(stop.code, int) else 2
     try:
         # Only now, so that help and wrong usage do not wait for PyTorch.
@@ -57,6 +60,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _failed(error, 4)
     except (FloatingPointError, OSError, NotImplementedError, MemoryError) as error:
         return _failed(error, 1)
+
+
+def _suggest_cell(words: Sequence[str]) -> None:
+    """Say which cell was meant; options that were meant are suggested by tyro."""
+    cells = ("rnn", "gru", "lstm")
+    given = [b for a, b in pairwise(words) if a == "--cell" and b not in cells]
+    for cell in given[:1]:
+        if meant := get_close_matches(cell.lower(), cells, n=1, cutoff=0.5):
+            sys.stderr.write(f"bptt: did you mean --cell {meant[0]}?\n")
 
 
 def _failed(error: object, code: int) -> int:
