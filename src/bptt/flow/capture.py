@@ -93,7 +93,7 @@ def capture(
         call.arguments,
         call.keywords,
         call.random,
-        found[0].detach(),
+        found[0],
         found[1:],
         float(value.detach()),
     )

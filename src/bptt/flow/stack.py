@@ -12,7 +12,8 @@ from bptt.cells import GRUCell, LSTMCell, TanhCell, Tape
 from bptt.cells.base import State, StepTape, zeroed
 from bptt.cells.nest import Leaves
 from bptt.flow.problem import Activity, Carried, Problem, Share, flat, squares
-from bptt.kernels import lags, native
+from bptt.kernels import native
+from bptt.kernels.lags import LagSweep
 from bptt.recompute import by_layer
 from bptt.rows import Rows
 from bptt.through_time import Layer, Turn
@@ -93,7 +94,7 @@ class StackProblem(Problem):
                 yield from self._defined(gradients=gradients)
                 return
             errors = self._ends()
-            found = lags.shares(
+            found = LagSweep(
                 self.layers,
                 x,
                 self.initial,

@@ -34,18 +34,8 @@ class LagShare:
     gradient: Tensor | None
 
 
-def shares(
-    layers: Sequence[Layer],
-    x: Tensor,
-    initial: State,
-    masks: Sequence[Tensor],
-    rows: Rows,
-    dy: Tensor,
-    errors: Sequence[State],
-    *,
-    gradients: bool,
-) -> Iterator[LagShare]:
-    """All lags, from 0 to the sequence's first step.
+class LagSweep:
+    """All lags, from 0 to the sequence's first step; to be iterated over once.
 
     Args:
         layers: bottom first; `native.applies` to them and all that follows.
@@ -58,11 +48,6 @@ def shares(
             have them, parts (time, batch, state).
         gradients: whether the weights' gradients are wanted.
     """
-    return _Loop(layers, x, initial, masks, rows, dy, errors, gradients).run()
-
-
-class _Loop:
-    """The arrays of the loop, one set a layer."""
 
     def __init__(
         self,
@@ -73,6 +58,7 @@ class _Loop:
         rows: Rows,
         dy: Tensor,
         errors: Sequence[State],
+        *,
         gradients: bool,
     ) -> None:
         self._kernel = choice.active()
@@ -117,7 +103,7 @@ class _Loop:
             for layer in layers
         ]
 
-    def run(self) -> Iterator[LagShare]:
+    def __iter__(self) -> Iterator[LagShare]:
         time, parts = self._rows.time, len(self._ds[0])
         found = self._gradient if self._wanted else None
         for lag in range(time):
