@@ -7,6 +7,7 @@ import pytest
 
 from bptt import storage
 from bptt.errors import CheckpointError
+from failing_disk import Killed, failing
 
 FILES = {"a.json": b'{"a": 1}', "b.bin": bytes(range(256)), "empty": b""}
 
@@ -158,56 +159,13 @@ def test_a_single_file_is_replaced_or_kept(tmp_path, monkeypatch):
     assert names_in(tmp_path) == ["file"]
 
 
-class Killed(BaseException):
-    """No handler for errors sees it, as none sees a kill."""
-
-
 @pytest.fixture
 def killed_at(monkeypatch):
     """Write files, and be killed instead of the k-th call that changes the disk."""
 
     def write(folder, files, k, *, half=False):
-        calls = [0]
-
-        def counted(function):
-            def run(*arguments):
-                calls[0] += 1
-                if calls[0] == k:
-                    raise Killed
-                return function(*arguments)
-
-            return run
-
-        class File:
-            def __init__(self, file):
-                self.file = file
-
-            def __enter__(self):
-                return self
-
-            def __exit__(self, *_):
-                self.file.close()
-
-            def write(self, data):
-                calls[0] += 1
-                if calls[0] == k:
-                    if half:
-                        self.file.write(data[: len(data) // 2])
-                    raise Killed
-                self.file.write(data)
-
-            def __getattr__(self, name):
-                return getattr(self.file, name)
-
         with monkeypatch.context() as patch:
-            for name in ("fsync", "replace"):
-                patch.setattr(os, name, counted(getattr(os, name)))
-            patch.setattr(
-                storage,
-                "open",
-                lambda *a: File(open(*a)),  # noqa: SIM115
-                raising=False,
-            )
+            failing(patch, Killed(), k, half=half)
             try:
                 storage.write_files(folder, files)
             except Killed:
@@ -232,16 +190,16 @@ def test_a_kill_anywhere_leaves_the_old_or_the_new_files(folder, killed_at, half
         found = storage.read_files(folder, tuple(FILES))
         assert found in (current, version(at))
         current = found
-    # Every write, fsync and rename of four files, and two syncs of the folder.
-    assert k > 3 * 4 + 2
+    # Every open, write, fsync and rename of four files, and two syncs of the folder.
+    assert k > 4 * 4 + 2
     assert current == version(at)
     assert names_in(folder) == sorted([*FILES, "manifest.json"])
 
 
 def test_kills_in_a_row_never_mix_versions(folder, killed_at):
     current, at = FILES, 0
-    for first in range(1, 15):
-        for second in range(1, 18):
+    for first in range(1, 19):
+        for second in range(1, 22):
             for k in (first, second):
                 at += 1
                 killed_at(folder, version(at), k)
@@ -255,7 +213,7 @@ def test_kills_in_a_row_never_mix_versions(folder, killed_at):
 
 def test_what_is_damaged_is_not_taken_for_begun(folder, killed_at):
     new = version(1)
-    assert not killed_at(folder, new, 11)  # between the renames
+    assert not killed_at(folder, new, 15)  # between the renames
     assert storage.read_files(folder, tuple(FILES)) == new
     aside = next(path for path in folder.iterdir() if path.name.startswith(".b"))
     aside.write_bytes(b"x" * len(new["b.bin"]))

@@ -11,69 +11,12 @@ from contextlib import suppress
 
 import pytest
 
-from bptt import storage
 from bptt.cli import main
 from bptt.language_model import LanguageModel
 from bptt.training import RunFolder, run_folder
+from failing_disk import Killed, failing
 
 WORDS = ("--snapshot-every", 2, "--dropout", 0.2)
-
-
-class Killed(BaseException):
-    """No handler for errors sees it, as none sees a kill."""
-
-
-@pytest.fixture
-def failing(monkeypatch):
-    """Let the k-th call that changes the disk fail; the number of calls so far."""
-
-    def arrange(patch, error, k, *, half=False):
-        calls = [0]
-
-        def count():
-            calls[0] += 1
-            if calls[0] == k:
-                raise error
-
-        def counted(function):
-            def run(*arguments, **more):
-                count()
-                return function(*arguments, **more)
-
-            return run
-
-        def opened(path, mode="r", **more):
-            count()
-            return File(open(path, mode, **more))
-
-        class File:
-            def __init__(self, file):
-                self.file = file
-
-            def __enter__(self):
-                return self
-
-            def __exit__(self, *_):
-                self.file.close()
-
-            def write(self, data):
-                try:
-                    count()
-                except BaseException:
-                    self.file.write(data[: len(data) // 2 if half else 0])
-                    raise
-                return self.file.write(data)
-
-            def __getattr__(self, name):
-                return getattr(self.file, name)
-
-        for name in ("fsync", "replace", "rename"):
-            patch.setattr(os, name, counted(getattr(os, name)))
-        for module in (storage, run_folder):
-            patch.setattr(module, "open", opened, raising=False)
-        return calls
-
-    return arrange
 
 
 def digest(folder):
@@ -85,7 +28,7 @@ def digest(folder):
 
 
 @pytest.fixture
-def whole(train, tmp_path, monkeypatch, failing):
+def whole(train, tmp_path, monkeypatch):
     """The run that was never stopped, and its number of calls."""
     with monkeypatch.context() as patch:
         calls = failing(patch, None, 0)
@@ -107,9 +50,7 @@ def at_each(calls, ks):
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
-def test_a_disk_that_fails_at_any_call(
-    train, tmp_path, monkeypatch, failing, whole, code
-):
+def test_a_disk_that_fails_at_any_call(train, tmp_path, monkeypatch, whole, code):
     expected, calls = whole
     for k in at_each(calls, 8):
         out = tmp_path / f"{code}-{k}"
@@ -127,7 +68,7 @@ def test_a_disk_that_fails_at_any_call(
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_a_kill_at_any_call(train, tmp_path, monkeypatch, failing, whole, half):
+def test_a_kill_at_any_call(train, tmp_path, monkeypatch, whole, half):
     expected, calls = whole
     for k in at_each(calls, 6):
         out = tmp_path / f"{half}-{k}"
