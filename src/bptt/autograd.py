@@ -283,7 +283,7 @@ class _ThroughTime(torch.autograd.Function):
                 all_masks,
                 through_time.forward(layers, x, by_layer(initial), all_masks, rows)
                 if anew
-                else _tapes(kept, ctx.tape_sizes, rows.cut()),
+                else _tapes(kept, ctx.tape_sizes, rows.cut(x.device)),
                 dy,
                 by_layer(ends),
                 plan.truncation,

@@ -130,7 +130,7 @@ class Rows:
         sizes = self.batch_sizes[start:stop]
         return Rows(stop - start, self.running(start), sizes, resets)
 
-    def cut(self) -> Bool[Tensor, "time batch"] | None:
+    def cut(self, device: torch.device) -> Bool[Tensor, "time batch"] | None:
         """Steps before which a padded sequence's state is zeroed; None for none.
 
         Those are the resets, and all steps of the padding: what is computed there then
@@ -138,10 +138,8 @@ class Rows:
         """
         if self.batch_sizes is None:
             return self.resets
-        absent = ~self.present
-        if self.resets is None:
-            return absent
-        return self.pad(self.resets) | absent.to(self.resets.device)
+        absent = ~self.present.to(device)
+        return absent if self.resets is None else self.pad(self.resets) | absent
 
     def pad(self, packed: Tensor) -> Tensor:
         """(time, batch, ...) with zeros where a row has ended, from (steps, ...)."""

@@ -81,7 +81,7 @@ def forward(
     """
     tapes: list[Tape] = []
     x, masks = _padded(x, rows), [_padded(mask, rows) for mask in masks]
-    cut = rows.cut()
+    cut = rows.cut(x.device)
     for index, (layer, state) in enumerate(zip(layers, initial, strict=True)):
         if index:
             x = _input_above(tapes[index - 1], index - 1, masks)

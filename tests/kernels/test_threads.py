@@ -10,6 +10,7 @@ import time
 from itertools import pairwise
 
 import pytest
+import torch
 
 from bptt.truncation import Truncation
 from kernels import cases
@@ -29,6 +30,10 @@ SHAPES = [
 ]
 SHAPE = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: str(s["hidden"]))
 CUT = Truncation(2, 5)
+FORKS_WORK = pytest.mark.skipif(
+    not hasattr(os, "fork") or torch.cuda.is_available(),
+    reason="no fork here, or, with CUDA, torch's autograd refuses to run in children",
+)
 
 
 @pytest.mark.parametrize("shape", SHAPES[1:5], ids=lambda s: str(s["hidden"]))
@@ -137,7 +142,7 @@ def _forward_and_backward(case, expected):
     assert_bits(run(case.modules()[0], case.data()), expected)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+@FORKS_WORK
 # Python warns of any thread; those of torch and of the kernels are what this is about.
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 @pytest.mark.parametrize("threads", [1, 2])
@@ -211,8 +216,6 @@ for kernel in sys.argv[1:]:
 @pytest.fixture(scope="module")
 def forks():
     """{kernel: {when: exit code}}"""
-    if not hasattr(os, "fork"):
-        pytest.skip("the system has no fork")
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", FORKS, *NATIVES],
         capture_output=True,
@@ -223,6 +226,7 @@ def forks():
     return dict(map(json.loads, done.stdout.splitlines()))
 
 
+@FORKS_WORK
 @pytest.mark.parametrize("when", ["before", "after", "by a child"])
 def test_children_forked_before_and_after_the_first_use(kernel, forks, when):
     assert forks[kernel][when] == 0  # the alarm is -14: it hung

@@ -395,6 +395,7 @@ def test_functional_call_reads_the_weights_that_it_is_given():
     assert abs(float((found[0] - model()).detach())) > 1e-3
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="wants the model on CUDA there")
 def test_data_parallel():
     model = nn.DataParallel(Seq2Seq())
     pair = twins(model, torch.float64, ("module.encoder", "module.decoder"))
