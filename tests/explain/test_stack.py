@@ -339,6 +339,15 @@ def test_a_reset_gate_that_a_term_drops_is_noticed(monkeypatch):
     worked_example(reading_of(LSTMCell, 2))  # where the two are one
 
 
+def test_rounding_that_steps_lengthen_is_no_wrong_gradient():
+    reading = reading_of(TanhCell, 2, hidden=16, seed=29)
+    network = reading.network
+    layers = tuple(replace(layer, W=5 * layer.W) for layer in network.layers)
+    network = replace(network, layers=layers)
+    example = worked_example(Reading(network, 4 * reading.x, 4 * reading.y))
+    assert example.terms[-1].stretch > 1e4
+
+
 def test_layers_without_rows_for_every_gate():
     network = reading_of(GRUCell, 1).network
     layers = tuple(replace(layer, cell=LSTMCell()) for layer in network.layers)
