@@ -1,11 +1,13 @@
 """Every number of the worked example, against the tutorial's code and autograd."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from bptt import tutorial
-from bptt.cells import TanhCell
+from bptt.cells import GRUCell, TanhCell
 from bptt.errors import GradientError
 from bptt.explain import (
     Network,
@@ -14,6 +16,8 @@ from bptt.explain import (
     terms,
     worked_example,
 )
+from bptt.explain.network import tutorial_network
+from bptt.through_time import Layer
 
 TIGHT = {"rtol": 0, "atol": 1e-13}
 
@@ -24,28 +28,30 @@ def tutorial_reading(time, *, hidden=3, words=5, seed=1):
     rnn.W *= 1.5  # so that what is far away counts
     rng = np.random.default_rng(seed)
     x, y = (tuple(rng.integers(words, size=time).tolist()) for _ in range(2))
-    network = Network(
-        U=rnn.U,
-        W=rnn.W,
-        V=rnn.V,
-        b=np.zeros(hidden),
-        c=np.zeros(words),
-        embedding=None,
-        words=tuple(f"w{i}" for i in range(words)),
-    )
+    network = tutorial_network(rnn, tuple(f"w{i}" for i in range(words)))
     return rnn, Reading(network, x, y)
 
 
 def full_reading(time=5, *, hidden=4, words=6, inputs=3, seed=2):
     """A network with biases and an embedding."""
     rng = np.random.default_rng(seed)
+
+    def drawn(*shape):
+        return torch.tensor(rng.normal(size=shape))
+
     network = Network(
-        U=rng.normal(size=(hidden, inputs)),
-        W=0.8 * rng.normal(size=(hidden, hidden)),
-        V=rng.normal(size=(words, hidden)),
-        b=rng.normal(size=hidden),
-        c=rng.normal(size=words),
-        embedding=rng.normal(size=(words, inputs)),
+        layers=(
+            Layer(
+                TanhCell(),
+                drawn(hidden, inputs),
+                0.8 * drawn(hidden, hidden),
+                drawn(hidden),
+                drawn(hidden),
+            ),
+        ),
+        V=drawn(words, hidden),
+        c=drawn(words),
+        embedding=drawn(words, inputs),
         words=tuple(f"w{i}" for i in range(words)),
     )
     x, y = (tuple(rng.integers(words, size=time).tolist()) for _ in range(2))
@@ -98,15 +104,15 @@ def test_what_a_truncation_leaves_away_is_the_tutorials(n):
 def unrolled(reading):
     """The same with autograd, every intermediate with its gradient."""
     network = reading.network
-    named = {
-        name: torch.tensor(getattr(network, name), requires_grad=True)
-        for name in ("U", "W", "V", "b", "c")
-    }
+    (layer,) = network.layers
+    weights = {"U": layer.U, "W": layer.W, "b": layer.b_ih + layer.b_hh}
+    weights |= {"V": network.V, "c": network.c}
+    named = {name: w.clone().requires_grad_() for name, w in weights.items()}
     s, states, z = torch.zeros(network.hidden, dtype=torch.float64), [], []
     s.requires_grad_()
     states.append(s)
     for x in network.inputs(reading.x):
-        z.append(named["U"] @ torch.tensor(x) + named["W"] @ s + named["b"])
+        z.append(named["U"] @ x + named["W"] @ s + named["b"])
         s = torch.tanh(z[-1])
         states.append(s)
     logits = named["V"] @ s + named["c"]
@@ -131,8 +137,9 @@ def test_every_vector_is_autograds(reading):
         dz, ds = found[id(z[k])].numpy(), found[id(states[k + 1])].numpy()
         before = states[k].detach().numpy()
         np.testing.assert_allclose(term.delta, dz, **TIGHT)
+        np.testing.assert_array_equal(term.hidden_delta, term.delta)
         np.testing.assert_allclose(term.ds, ds, **TIGHT)
-        np.testing.assert_allclose(term.s_before, before, **TIGHT)
+        np.testing.assert_allclose(term.h_before, before, **TIGHT)
         np.testing.assert_allclose(term.dW, np.outer(dz, before), **TIGHT)
         x = reading.network.inputs(reading.x)[k]
         np.testing.assert_allclose(term.dU, np.outer(dz, x), **TIGHT)
@@ -200,15 +207,16 @@ def test_a_wrong_derivative_of_the_engine_is_refused(monkeypatch):
         worked_example(read_by_small_network())
 
 
-@pytest.mark.parametrize("wrong", ["delta", "product", "s_before", "x"])
+@pytest.mark.parametrize(
+    "wrong", ["delta", "hidden_delta", "product", "h_before", "x", "ds"]
+)
 def test_a_wrong_term_is_refused(monkeypatch, wrong):
     right = terms.Term
 
-    def disturbed(k, x, s_before, jacobian, product, ds, delta):
-        given = {"x": x, "s_before": s_before, "product": product, "delta": delta}
-        if k == 1:
+    def disturbed(**given):
+        if given["k"] == 1:
             given[wrong] = given[wrong] * 1.001
-        return right(k=k, jacobian=jacobian, ds=ds, **given)
+        return right(**given)
 
     monkeypatch.setattr(terms, "Term", disturbed)
     with pytest.raises(GradientError, match="no rounding"):
@@ -225,29 +233,51 @@ def test_networks_and_sentences_that_do_not_fit():
         worked_example(Reading(network, (), ()))
     with pytest.raises(ValueError, match="got 2 and 1"):
         worked_example(Reading(network, (0, 1), (0,)))
+    with pytest.raises(ValueError, match="layer must be from 1 to 1; got 2"):
+        worked_example(reading, 2)
     with pytest.raises(ValueError, match=r"V must have shape \(5, 3\)"):
-        replaced(network, V=network.V.T)
+        replace(network, V=network.V.t())
+    with pytest.raises(ValueError, match=r"c must be float64; got torch\.float32"):
+        replace(network, c=network.c.float())
+    (layer,) = network.layers
+    wrong = replace(layer, W=layer.W * torch.nan)
     with pytest.raises(ValueError, match="W has numbers that are not finite"):
-        replaced(network, W=network.W * np.nan)
+        replace(network, layers=(wrong,))
+    above = replace(layer, b_hh=None)
+    message = r"U of layer 2 must have shape \(3, 3\), .* got \(3, 5\)"
+    with pytest.raises(ValueError, match=message):
+        replace(network, layers=(layer, above))
+    above = replace(above, U=layer.W)
+    message = r"b_hh of layer 2 must have shape \(3,\), .* got None"
+    with pytest.raises(ValueError, match=message):
+        replace(network, layers=(layer, above))
+
+
+def test_cells_that_it_does_not_know():
+    network = read_by_small_network().network
+    (layer,) = network.layers
+    for cells, given in (
+        ((), "none"),
+        ((TanhCell(), GRUCell()), "GRUCell, TanhCell"),
+        ((OwnCell(),), "OwnCell"),
+    ):
+        layers = tuple(replace(layer, cell=cell) for cell in cells)
+        with pytest.raises(ValueError, match=f"all of one of .* got {given}"):
+            replace(network, layers=layers)
+
+
+class OwnCell(TanhCell):
+    """A cell of one's own."""
 
 
 def test_a_network_that_is_too_large():
-    huge = np.lib.stride_tricks.as_strided(
-        np.zeros(1), shape=(3000, 3000), strides=(0, 0)
-    )
+    huge = torch.zeros(1, dtype=torch.float64).expand(5000, 5000)
     network = Network(
-        U=huge[:, :2],
-        W=huge,
+        layers=(Layer(TanhCell(), huge[:, :2], huge, huge[0], huge[0]),),
         V=huge[:2],
-        b=huge[0],
         c=huge[0, :2],
         embedding=None,
         words=("a", "b"),
     )
-    with pytest.raises(ValueError, match="4 steps of 3000 units are too many"):
+    with pytest.raises(ValueError, match="4 steps of a state of 5000 numbers are too"):
         worked_example(Reading(network, (0,) * 4, (1,) * 4))
-
-
-def replaced(network, **parts):
-    names = ("U", "W", "V", "b", "c", "embedding", "words")
-    return Network(**({name: getattr(network, name) for name in names} | parts))

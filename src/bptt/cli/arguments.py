@@ -149,11 +149,12 @@ class Explain:
     run: Annotated[
         Positional[Path | None], arg(metavar="[RUN]", help_behavior_hint="")
     ] = None
-    """Folder of a run with --cell rnn and one layer; without it, a network of 2 units
-    and 6 words."""
+    """Folder of a run; without it, a network of 2 units and 6 words."""
     sentence: Annotated[str | None, arg(metavar="S", help_behavior_hint="")] = None
     """What is read, from 2 to 20 words or tokens (default: "the cat sat down", or what
     the run makes up)."""
+    layer: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    """Layer to explain, from 1, the lowest (default: the last)."""
     json: _Flag = False
     """Print one JSON object, with every vector, and matrices of up to 4096 numbers."""
 

@@ -73,7 +73,9 @@ def run(command: Command) -> int:
             return report_command.run(command)
         case Explain():
             model = None if command.run is None else load_model(command.run)
-            return explain.run(model, command.sentence, json=command.json)
+            return explain.run(
+                model, command.sentence, command.layer, json=command.json
+            )
         case Check():
             return check_gradients(command)
 

@@ -3,85 +3,105 @@
 Nothing here knows a term, a delta or a Jacobian.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bptt.cells import Cell, GRUCell, LSTMCell, ReLUCell, TanhCell
 from bptt.explain.network import Array, Ids, Network
-from bptt.modules import RNN
+from bptt.explain.step import one_step
+from bptt.modules import GRU, LSTM, RNN
+
+_MODULES: dict[type[Cell], Callable[..., torch.nn.RNNBase]] = {
+    TanhCell: RNN,
+    ReLUCell: partial(RNN, nonlinearity="relu"),
+    GRUCell: GRU,
+    LSTMCell: LSTM,
+}
 
 
 @dataclass(frozen=True, eq=False)
 class Gradients:
-    """`dE_t` of U (hidden, inputs), W (hidden, hidden) and V (vocab, hidden)."""
+    """`dE_t` of a layer's U (gates, inputs) and W (gates, hidden), and of V."""
 
     U: Array
     W: Array
     V: Array
 
 
-def engine_gradients(network: Network, x: Ids, y: int) -> Gradients:
-    """The gradients of the last error by `bptt.RNN` in float64.
+def engine_gradients(network: Network, layer: int, x: Ids, y: int) -> Gradients:
+    """The gradients of the last error by `bptt.RNN`, `GRU` or `LSTM` in float64.
 
     Args:
         network: the network.
+        layer: whose U and W, from 1 on.
         x: ids that it reads.
         y: id of the word that follows.
     """
-    rnn = RNN(network.U.shape[1], network.hidden, dtype=torch.float64, device="meta")
-    weights = {
-        "weight_ih_l0": _tensor(network.U),
-        "weight_hh_l0": _tensor(network.W),
-        "bias_ih_l0": _tensor(network.b),
-        "bias_hh_l0": torch.zeros(network.hidden, dtype=torch.float64),
-    }
-    rnn.load_state_dict(weights, assign=True)
-    parameters = dict(rnn.named_parameters())
-    wanted = [parameters["weight_ih_l0"], parameters["weight_hh_l0"]]
-    V = _tensor(network.V).requires_grad_()
-    given = (
-        torch.tensor(x)
-        if network.embedding is None
-        else _tensor(network.embedding[list(x)])
+    module = _MODULES[type(network.cell)](
+        network.layers[0].U.shape[1],
+        network.hidden,
+        len(network.layers),
+        dtype=torch.float64,
+        device="meta",
     )
+    weights = {
+        f"{name}_l{at}": weight.clone()
+        for at, given in enumerate(network.layers)
+        for name, weight in (
+            ("weight_ih", given.U),
+            ("weight_hh", given.W),
+            ("bias_ih", given.b_ih),
+            ("bias_hh", given.b_hh),
+        )
+        if weight is not None
+    }
+    module.load_state_dict(weights, assign=True)
+    parameters = dict(module.named_parameters())
+    wanted = [parameters[f"weight_{name}_l{layer - 1}"] for name in ("ih", "hh")]
+    V = network.V.clone().requires_grad_()
+    given = network.inputs(x) if network.embedding is not None else torch.tensor(x)
     with torch.enable_grad():
-        h, _ = rnn(given.unsqueeze(1))
+        h, _ = module(given.unsqueeze(1))
         E = _error(V, network, h[-1, 0], y)
         found = torch.autograd.grad(E, [*wanted, V])
     return Gradients(*map(_array, found))
 
 
-def unshared_gradients(network: Network, x: Ids, y: int) -> tuple[Array, ...]:
+def unshared_gradients(
+    network: Network, layer: int, x: Ids, y: int
+) -> tuple[Array, ...]:
     """`dE_t/dW_k`, last step first, where step `k` uses a `W_k` of its own.
 
-    The network is unrolled into a deep one whose layers share no W; autograd
-    differentiates it as any other.
+    The network is unrolled into a deep one whose steps share no W in this layer;
+    autograd differentiates it as any other.
 
     Args:
         network: its W is the value of every `W_k`.
+        layer: whose W, from 1 on.
         x: ids that it reads.
         y: id of the word that follows.
     """
-    copies = [_tensor(network.W).requires_grad_() for _ in x]
-    inputs, U, b = (_tensor(a) for a in (network.inputs(x), network.U, network.b))
+    shared = network.layers[layer - 1]
+    copies = [shared.W.clone().requires_grad_() for _ in x]
     with torch.enable_grad():
-        s = torch.zeros(network.hidden, dtype=torch.float64)
-        for W, x_t in zip(copies, inputs, strict=True):
-            s = torch.tanh(U @ x_t + W @ s + b)
-        found = torch.autograd.grad(_error(_tensor(network.V), network, s, y), copies)
+        s = shared.W.new_zeros(1, network.state)
+        for W, x_k in zip(copies, network.inputs(x), strict=True):
+            layers = list(network.layers)
+            layers[layer - 1] = replace(shared, W=W)
+            s = one_step(network, layers, x_k, s)
+        h = s[0, network.part(len(network.layers), "h")]
+        found = torch.autograd.grad(_error(network.V, network, h, y), copies)
     return tuple(_array(dW) for dW in reversed(found))
 
 
-def _error(V: Tensor, network: Network, s: Tensor, y: int) -> Tensor:
-    return F.cross_entropy(V @ s + _tensor(network.c), torch.tensor(y))
-
-
-def _tensor(array: Array) -> Tensor:
-    return torch.from_numpy(np.array(array))
+def _error(V: Tensor, network: Network, h: Tensor, y: int) -> Tensor:
+    return F.cross_entropy(V @ h + network.c, torch.tensor(y))
 
 
 def _array(tensor: Tensor) -> Array:

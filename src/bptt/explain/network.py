@@ -1,4 +1,4 @@
-"""The numbers of a network of the tutorial's kind, whatever holds them elsewhere."""
+"""The numbers of a recurrent language model, whatever holds them elsewhere."""
 
 from dataclasses import dataclass
 from typing import final
@@ -6,10 +6,13 @@ from typing import final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from bptt import tutorial
+from bptt.cells import Cell, GRUCell, LSTMCell, ReLUCell, TanhCell
 from bptt.errors import InputError
 from bptt.language_model import LanguageModel
+from bptt.through_time import Layer
 
 Array = NDArray[np.float64]
 Ids = tuple[int, ...]
@@ -19,17 +22,33 @@ SMALL_WORDS = (START_LABEL, "the", "cat", "dog", "sat", "down")
 SMALL_HIDDEN = 2
 SMALL_SEED = 9  # its terms fall slowly enough to be seen
 
+GATES: dict[type[Cell], str] = {
+    TanhCell: "",
+    ReLUCell: "",
+    LSTMCell: "ifgo",
+    GRUCell: "rzn",
+}
+# What carries a part of the state from step to step past all weights.
+CARRIERS: dict[type[Cell], tuple[str, str]] = {
+    LSTMCell: ("f", "c"),
+    GRUCell: ("z", "h"),
+}
+_CELLS: dict[str, Cell] = {"rnn": TanhCell(), "gru": GRUCell(), "lstm": LSTMCell()}
+
 
 @final
 @dataclass(frozen=True, eq=False)
 class Network:
-    """`s_t = tanh(U x_t + W s_{t-1} + b)`, `o_t = softmax(V s_t + c)`, in float64.
+    """`s_t = step(x_t, s_{t-1})`, `o_t = softmax(V h_t + c)`, all in float64.
+
+    The state `s` is that of all layers, from the bottom one on: of each its `h`, or its
+    `h` and `c`. The softmax reads `h` of the last layer. With one tanh layer it is the
+    tutorial's, `s_t = tanh(U x_t + W s_{t-1} + b)`.
 
     Attributes:
-        U: (hidden, inputs), word to state.
-        W: (hidden, hidden), state to state.
-        V: (vocab, hidden), state to logits.
-        b: (hidden,), zeros in the tutorial.
+        layers: bottom first, of one kind of cell and one width, with biases, which may
+            be zeros.
+        V: (vocab, hidden), last layer to logits.
         c: (vocab,), zeros in the tutorial.
         embedding: (vocab, inputs), a row a word; None for one-hot words, so that
             inputs = vocab.
@@ -38,47 +57,88 @@ class Network:
             parts than that of V.
 
     Raises:
-        ValueError: the shapes do not fit each other, or a number is not finite.
+        ValueError: the cells are of no known kind or of several, the shapes do not fit
+            each other, or a number is not finite.
 
     Reference: Elman, "Finding structure in time", 1990; Britz 2015, part 2.
     """
 
-    U: Array
-    W: Array
-    V: Array
-    b: Array
-    c: Array
-    embedding: Array | None
+    layers: tuple[Layer, ...]
+    V: Tensor
+    c: Tensor
+    embedding: Tensor | None
     words: tuple[str, ...]
     tied: bool = False
 
     def __post_init__(self) -> None:
-        hidden, vocab = len(self.W), len(self.words)
-        inputs = vocab if self.embedding is None else self.embedding.shape[1]
+        kinds = {type(layer.cell) for layer in self.layers}
+        if len(kinds) != 1 or not kinds <= GATES.keys():
+            known = ", ".join(kind.__name__ for kind in GATES)
+            given = ", ".join(sorted(kind.__name__ for kind in kinds))
+            raise ValueError(
+                f"layers must be at least one, all of one of the cells {known}; got "
+                f"{given or 'none'}"
+            )
+        inputs = self.vocab if self.embedding is None else self.embedding.shape[1]
         shapes = {
-            "U": (hidden, inputs),
-            "W": (hidden, hidden),
-            "V": (vocab, hidden),
-            "b": (hidden,),
-            "c": (vocab,),
-            "embedding": (vocab, inputs),
+            "V": (self.vocab, self.hidden),
+            "c": (self.vocab,),
+            "embedding": (self.vocab, inputs),
         }
         for name, shape in shapes.items():
-            array: Array | None = getattr(self, name)
-            if array is None:
-                continue
-            if array.shape != shape:
-                raise ValueError(
-                    f"{name} must have shape {shape}, for {hidden} units, {vocab} "
-                    f"words and inputs of width {inputs}; got {array.shape}"
-                )
-            if not np.isfinite(array).all():
-                raise ValueError(f"{name} has numbers that are not finite")
+            self._check(name, getattr(self, name), shape)
+        rows = self.cell.gates * self.hidden
+        for at, layer in enumerate(self.layers, 1):
+            given = f" of layer {at}" if len(self.layers) > 1 else ""
+            width = inputs if at == 1 else self.hidden
+            self._check(f"U{given}", layer.U, (rows, width))
+            self._check(f"W{given}", layer.W, (rows, self.hidden))
+            self._check(f"b_ih{given}", layer.b_ih, (rows,))
+            self._check(f"b_hh{given}", layer.b_hh, (rows,))
+
+    def _check(self, name: str, given: Tensor | None, shape: tuple[int, ...]) -> None:
+        if given is None and name == "embedding":
+            return
+        found = None if given is None else tuple(given.shape)
+        if given is None or found != shape:
+            raise ValueError(
+                f"{name} must have shape {shape}, for {self.hidden} units and "
+                f"{self.vocab} words; got {found}"
+            )
+        if given.dtype != torch.float64:
+            raise ValueError(f"{name} must be float64; got {given.dtype}")
+        if not bool(torch.isfinite(given).all()):
+            raise ValueError(f"{name} has numbers that are not finite")
+
+    @property
+    def cell(self) -> Cell:
+        """What one step of a layer computes."""
+        return self.layers[0].cell
+
+    @property
+    def gates(self) -> str:
+        """The gates' letters in torch's order; none for an Elman cell."""
+        return GATES[type(self.cell)]
+
+    @property
+    def carrier(self) -> tuple[str, str] | None:
+        """The gate that carries a part of the state past all weights, and that part."""
+        return CARRIERS.get(type(self.cell))
 
     @property
     def hidden(self) -> int:
-        """Units of the state."""
-        return len(self.W)
+        """Units of a layer."""
+        return self.layers[0].W.shape[-1]
+
+    @property
+    def parts(self) -> str:
+        """The letters of the parts of a layer's state, `h` or `hc`."""
+        return "hc"[: self.cell.state_parts]
+
+    @property
+    def state(self) -> int:
+        """Numbers in the state."""
+        return len(self.layers) * len(self.parts) * self.hidden
 
     @property
     def vocab(self) -> int:
@@ -87,45 +147,55 @@ class Network:
 
     @property
     def has_biases(self) -> bool:
-        """Whether `b` or `c` is not all zero."""
-        return bool(self.b.any() or self.c.any())
+        """Whether a bias is not all zero."""
+        given = [b for layer in self.layers for b in (layer.b_ih, layer.b_hh)]
+        return any(b is not None and bool(b.any()) for b in (*given, self.c))
 
-    def inputs(self, x: Ids) -> Array:
-        """The vectors `x_t` (time, inputs) of some words."""
+    @property
+    def is_the_tutorials(self) -> bool:
+        """Whether it is one tanh layer, with biases or without."""
+        return len(self.layers) == 1 and isinstance(self.cell, TanhCell)
+
+    def part(self, layer: int, name: str) -> slice:
+        """Where `h` or `c` of a layer, counted from 1, stands in the state."""
+        at = (layer - 1) * len(self.parts) + self.parts.index(name)
+        return slice(at * self.hidden, (at + 1) * self.hidden)
+
+    def inputs(self, x: Ids) -> Tensor:
+        """The vectors (time, inputs) that the first layer reads of some words."""
         if self.embedding is not None:
             return self.embedding[list(x)]
-        one_hot = np.zeros((len(x), self.vocab))
-        one_hot[np.arange(len(x)), list(x)] = 1
+        one_hot = torch.zeros(len(x), self.vocab, dtype=torch.float64)
+        one_hot[torch.arange(len(x)), list(x)] = 1
         return one_hot
 
 
 def small_network() -> Network:
     """The tutorial's network of 2 units and 6 words, drawn from a fixed seed."""
     drawn = tutorial.RNN(len(SMALL_WORDS), SMALL_HIDDEN, seed=SMALL_SEED)
+    return tutorial_network(drawn, SMALL_WORDS)
+
+
+def tutorial_network(rnn: tutorial.RNN, words: tuple[str, ...]) -> Network:
+    """The numbers of the tutorial's network, which has no biases."""
+    U, W, V = (torch.tensor(matrix) for matrix in (rnn.U, rnn.W, rnn.V))
+    b = U.new_zeros(len(U))
     return Network(
-        U=drawn.U,
-        W=drawn.W,
-        V=drawn.V,
-        b=np.zeros(SMALL_HIDDEN),
-        c=np.zeros(len(SMALL_WORDS)),
+        layers=(Layer(TanhCell(), U, W, b, b),),
+        V=V,
+        c=V.new_zeros(len(V)),
         embedding=None,
-        words=SMALL_WORDS,
+        words=words,
     )
 
 
 def network_of(model: LanguageModel) -> Network:
-    """The numbers of a trained model; its two biases of the recurrence are one here.
+    """The numbers of a trained model.
 
     Raises:
-        InputError: it is not one tanh layer, or its weights are not finite.
+        InputError: its weights are not finite, or it has no tokenizer.
     """
     config, recurrent = model.config, model.recurrent
-    if config.cell != "rnn" or config.layers != 1:
-        layers = f"{config.layers} layer" + "s" * (config.layers > 1)
-        raise InputError(
-            f"the worked example is that of one tanh layer, and this network has "
-            f"{layers} of cell {config.cell}; train one with --cell rnn --layers 1"
-        )
     if model.tokenizer is None:
         raise InputError("the model has no tokenizer; give one to LanguageModel")
     tokens = list(model.tokenizer.vocabulary.tokens)
@@ -135,19 +205,20 @@ def network_of(model: LanguageModel) -> Network:
         (model.tokenizer.end_id, "<end>"),
     ):
         tokens[at] = shown
-    b, c = np.zeros(config.hidden), np.zeros(config.vocab)
-    if config.bias:
-        b = _array(recurrent.bias_ih_l0) + _array(recurrent.bias_hh_l0)
-        c = _array(model.decoder.bias)
     try:
         return Network(
-            U=_array(recurrent.weight_ih_l0),
-            W=_array(recurrent.weight_hh_l0),
-            V=_array(model.decoder.weight),
-            b=b,
-            c=c,
+            layers=tuple(
+                _layer(recurrent, _CELLS[config.cell], at)
+                for at in range(config.layers)
+            ),
+            V=_double(model.decoder.weight),
+            c=(
+                _double(model.decoder.bias)
+                if config.bias
+                else torch.zeros(config.vocab, dtype=torch.float64)
+            ),
             embedding=(
-                None if model.embedding is None else _array(model.embedding.weight)
+                None if model.embedding is None else _double(model.embedding.weight)
             ),
             words=tuple(tokens),
             tied=config.tied,
@@ -156,7 +227,10 @@ def network_of(model: LanguageModel) -> Network:
         raise InputError(f"the network cannot be explained: {error}") from error
 
 
-def _array(parameter: object) -> Array:
-    assert isinstance(parameter, torch.Tensor)
-    array: Array = parameter.detach().cpu().double().numpy()
-    return array
+def _layer(recurrent: torch.nn.RNNBase, cell: Cell, at: int) -> Layer:
+    U, W, *biases = (_double(weight) for weight in recurrent.all_weights[at])
+    return Layer(cell, U, W, *(biases or [U.new_zeros(len(U))] * 2))
+
+
+def _double(parameter: Tensor) -> Tensor:
+    return parameter.detach().cpu().double()

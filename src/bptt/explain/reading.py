@@ -57,13 +57,13 @@ def read_by_model(model: LanguageModel, sentence: str | None = None) -> Reading:
     """A sentence of a trained model's tokens, in its weights, without dropout.
 
     Args:
-        model: one tanh layer.
+        model: of any cell and number of layers.
         sentence: words, or characters if the model's tokens are such; None takes four
             that the model makes up.
 
     Raises:
-        InputError: the model is another network, or the sentence has a token that it
-            does not know, or too few or too many tokens.
+        InputError: the model's weights are not finite, or the sentence has a token
+            that it does not know, or too few or too many tokens.
     """
     network = network_of(model)
     assert model.tokenizer is not None
