@@ -11,6 +11,7 @@
 
 #include "check.h"
 #include "layer.h"
+#include "scratch.h"
 #include "threads.h"
 
 namespace {
@@ -42,9 +43,12 @@ class Layer {
     tape_.resize(kernels.tape_floats(cell, rows(), s_.H));
     StackLayer layer{U_.data(), W_.data(), nullptr, nullptr, nullptr, h_.data(),
                      tape_.empty() ? nullptr : tape_.data()};
-    Stack stack{cell, steps(), kInputs, s_.H, 1, &layer, x_.data(), nullptr, start.data(),
-                lstm() ? c.data() : nullptr, y.data(), end.data(),
-                lstm() ? c_end.data() : nullptr};
+    Stack stack{};
+    stack.cell = cell, stack.steps = steps(), stack.inputs = kInputs;
+    stack.hidden = s_.H, stack.layers = 1, stack.layer = &layer;
+    stack.x = x_.data(), stack.h0 = start.data(), stack.y = y.data();
+    stack.h_end = end.data();
+    if (lstm()) stack.c0 = c.data(), stack.c_end = c_end.data();
     check(stack_forward(kernels, team, stack), "stack_forward");
   }
 
@@ -53,14 +57,17 @@ class Layer {
   Floats by_lag(Floats& found) {
     const int64_t H = s_.H, blocks = delta_blocks(cell_) * H;
     Floats sums(rows() * blocks), ds = dy_, dc(lstm() ? rows() * H : 0);
+    Scratch<> packed(kernels_.packed_floats(cell_, H));
     for (int64_t lag = 0; lag < s_.T; ++lag) {
       const int64_t steps = s_.T - lag, n = steps * s_.B;
       Floats delta(n * blocks, NAN), before(n * H, NAN), squares(n, NAN);
       Floats dc_before(dc.empty() ? 0 : n * H, NAN), squares_c(dc.empty() ? 0 : n, NAN);
-      LagBack g{cell_, s_.T, s_.B, H, steps, W_.data(), h_.data(),
-                tape_.empty() ? nullptr : tape_.data(), ds.data(), data(dc), delta.data(),
-                before.data(), data(dc_before), squares.data(), data(squares_c)};
+      LagBack g{cell_, s_.T, s_.B, H, steps, lag ? nullptr : W_.data(), packed.get(),
+                h_.data(), tape_.empty() ? nullptr : tape_.data(), ds.data(), data(dc),
+                delta.data(), before.data(), data(dc_before), squares.data(),
+                data(squares_c)};
       check(kernels_.back_lag(team_, g), "back_lag");
+      unread(g, before);
       hold(squares, ds), hold(squares_c, dc);
       for (int64_t i = 0; i < n * blocks; ++i) sums[i] += delta[i];
       for (const Floats* each : {&squares, &squares_c, &before, &dc_before})
@@ -97,6 +104,16 @@ class Layer {
     return all;
   }
   static float* data(Floats& a) { return a.empty() ? nullptr : a.data(); }
+
+  // Deltas that nobody reads change no error.
+  void unread(LagBack g, const Floats& before) const {
+    Floats again(before.size(), NAN), squares(g.steps * s_.B, NAN), dc_again = again;
+    g.delta = nullptr, g.ds_before = again.data(), g.squares = squares.data();
+    if (lstm()) g.dc_before = dc_again.data(), g.squares_c = squares.data();
+    check(kernels_.back_lag(team_, g), "back_lag");
+    check(!std::memcmp(again.data(), before.data(), again.size() * sizeof(float)),
+          "errors without deltas");
+  }
 
   void hold(const Floats& squares, const Floats& errors) const {
     for (size_t r = 0; r < squares.size(); ++r) {

@@ -32,6 +32,7 @@ _Gradients = tuple[
 def variants() -> list[str]: ...
 def empty(elements: int) -> Tensor: ...
 def tape_floats(name: str, cell: int, rows: int, hidden: int) -> int: ...
+def packed_floats(name: str, cell: int, hidden: int) -> int: ...
 def forward(
     name: str,
     threads: int,
@@ -80,7 +81,8 @@ def back_lag(
     cell: int,
     sizes: tuple[int, int, int],
     steps: int,
-    W: _Array,
+    W: _Array | None,
+    packed: _Array,
     h: _Array,
     tape: _Array | None,
     ds: _Array,

@@ -80,6 +80,11 @@ class LagSweep:
         self._ds[-1][0] += dy
         self._before = [[torch.empty_like(p) for p in state] for state in self._ds]
         width = 4 * hidden if self._kind == 2 else layers[0].W.shape[0]
+        # Each layer's W in the kernel's own order, from the first lag on.
+        self._packed = [
+            dy.new_empty(_native.packed_floats(self._kernel, self._kind, hidden))
+            for _ in layers
+        ]
         self._delta = dy.new_empty(rows.time * rows.batch, width)
         self._squares = [
             dy.new_empty(rows.time, rows.batch) for state in errors for _ in state
@@ -142,7 +147,8 @@ class LagSweep:
             self._kind,
             self._sizes,
             steps,
-            to.of(layer.W),
+            None if lag else to.of(layer.W),
+            to.of(self._packed[at]),
             to.of(tape.states[0]),
             to.of(tape.kept[0]) if tape.kept else None,
             to.of(ds[0]),

@@ -155,6 +155,12 @@ int64_t tape_floats(const std::string& name, int cell, int64_t rows, int64_t hid
   return variant(name).tape_floats(cell_of(cell), rows, hidden);
 }
 
+int64_t packed_floats(const std::string& name, int cell, int64_t hidden) {
+  sizes_of(1, 1, hidden, hidden);
+  elements({4, hidden + 64, hidden});
+  return variant(name).packed_floats(cell_of(cell), hidden);
+}
+
 using WeightTuple = std::tuple<Array, Array, MaybeArray, MaybeArray>;
 using TapeTuple = std::pair<Array, MaybeArray>;
 
@@ -340,8 +346,8 @@ void gradients(const std::string& name, int threads, int kind,
 }
 
 void back_lag(const std::string& name, int threads, int kind,
-              std::tuple<int64_t, int64_t, int64_t> sizes, int64_t count, Array W,
-              Array h, MaybeArray tape, Array ds, MaybeArray dc, MaybeArray delta,
+              std::tuple<int64_t, int64_t, int64_t> sizes, int64_t count, MaybeArray W,
+              Array packed, Array h, MaybeArray tape, Array ds, MaybeArray dc, MaybeArray delta,
               Array ds_before, MaybeArray dc_before, Array squares,
               MaybeArray squares_c) {
   const bptt::Kernels& kernels = variant(name);
@@ -363,6 +369,8 @@ void back_lag(const std::string& name, int threads, int kind,
               squares_c.has_value() == lstm,
           "c is for LSTM");
   g.W = at(W, "W", {width, H});
+  g.packed = at(packed, "packed", {kernels.packed_floats(g.cell, H)});
+  require(packed.first % 64 == 0, "packed must lie at a multiple of 64 bytes");
   g.h = at(h, "h", {B + T * B, H});
   g.tape = at(tape, "tape", {tape_size});
   g.ds = at(ds, "ds", {rows, H});
@@ -416,6 +424,8 @@ NB_MODULE(_native, m) {
         nb::arg("h_end"), nb::arg("c_end").none(), nb::arg("tapes"));
   m.def("tape_floats", &tape_floats, nb::arg("name"), nb::arg("cell"), nb::arg("rows"),
         nb::arg("hidden"));
+  m.def("packed_floats", &packed_floats, nb::arg("name"), nb::arg("cell"),
+        nb::arg("hidden"));
   m.def("empty", &empty, nb::arg("elements"));
   m.def("backward", &backward, nb::arg("name"), nb::arg("threads"), nb::arg("cell"),
         nb::arg("sizes"), nb::arg("rows"), nb::arg("padded_dy").none(),
@@ -423,7 +433,8 @@ NB_MODULE(_native, m) {
         nb::arg("layers"),
         nb::arg("gradients").none());
   m.def("back_lag", &back_lag, nb::arg("name"), nb::arg("threads"), nb::arg("cell"),
-        nb::arg("sizes"), nb::arg("steps"), nb::arg("W"), nb::arg("h"), nb::arg("tape").none(),
+        nb::arg("sizes"), nb::arg("steps"), nb::arg("W").none(), nb::arg("packed"), nb::arg("h"),
+        nb::arg("tape").none(),
         nb::arg("ds"), nb::arg("dc").none(), nb::arg("delta").none(), nb::arg("ds_before"),
         nb::arg("dc_before").none(), nb::arg("squares"), nb::arg("squares_c").none());
   m.def("gradients", &gradients, nb::arg("name"), nb::arg("threads"), nb::arg("cell"),

@@ -34,7 +34,7 @@ __attribute__((always_inline)) inline void forward_units(const ForwardRow& row, 
   auto remember = [&](int block, Vec v) { store(row.tape + block * kPanel + at, v); };
   Vec h;
   if constexpr (kCell == Cell::kTanh) {
-    h = tanh(z(0));
+    h = tanh_apart(z(0));
   } else if constexpr (kCell == Cell::kRelu) {
     h = z(0) < 0.0f ? Vec{} : z(0);  // so that NaN stays NaN
   } else if constexpr (kCell == Cell::kGru) {

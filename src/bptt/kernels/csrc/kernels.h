@@ -109,7 +109,8 @@ struct LagBack {
   Cell cell;
   int64_t time, batch, hidden;
   int64_t steps;        // 1 to time
-  const float* W;       // (gates * hidden, hidden)
+  const float* W;       // (gates * hidden, hidden); or null: it is in `packed`
+  float* packed;        // packed_floats, aligned; W in the variant's own order
   const float* h;       // (batch + time * batch, hidden), as in BackwardLayer
   const float* tape;    // of all steps, as forward wrote it
   const float* ds;      // (steps * batch, hidden), error of h after the step
@@ -131,6 +132,7 @@ struct Kernels {
   // steps, h (rows, hidden), or at their places there.
   bool (*gradients)(Team&, Cell, int64_t rows, int64_t hidden, const float* delta,
                     const float* h, Places h_places, const Gradients&);
+  int64_t (*packed_floats)(Cell, int64_t hidden);
   bool (*back_lag)(Team&, const LagBack&);
   // to (n, m) = the transpose of from (m, n).
   void (*transpose)(Team&, int64_t m, int64_t n, const float* from, float* to);

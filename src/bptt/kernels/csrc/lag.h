@@ -15,22 +15,24 @@ class LagScan {
   bool run(Team& team) {
     const int threads = team.size();
     const int64_t each = kGroupRows * ld();  // a thread's deltas
-    Scratch<> weights(panels() * depth() * kPanel), deltas(threads * each);
-    if (!weights || !deltas) return false;
+    Scratch<> deltas(threads * each);
+    if (!deltas) return false;
     Barrier packed;
     packed.reset(threads);
     auto work = [&](int part) {
-      for (int64_t u = part; u < panels(); u += threads)
-        pack_recurrent<kCell>(g_.W + u * kPanel, g_.hidden,
-                              min(kPanel, g_.hidden - u * kPanel),
-                              weights.get() + u * depth() * kPanel);
-      packed.wait();
+      if (g_.W) {
+        for (int64_t u = part; u < panels(); u += threads)
+          pack_recurrent<kCell>(g_.W + u * kPanel, g_.hidden,
+                                min(kPanel, g_.hidden - u * kPanel),
+                                g_.packed + u * depth() * kPanel);
+        packed.wait();
+      }
       const Range rows = share(g_.steps * g_.batch, kRows, part, threads);
       float* delta = deltas.get() + part * each;
       for (int64_t low = rows.begin, count; low < rows.end; low += count) {
         count = min(kGroupRows, rows.end - low);
         for (int64_t r = 0; r < count; ++r) through_cell(low + r, delta + r * ld());
-        before(low, count, delta, weights.get());
+        before(low, count, delta);
       }
     };
     parallel(team, work);
@@ -97,29 +99,31 @@ class LagScan {
   }
 
   // The errors before the step, of rows that lie in one group.
-  void before(int64_t low, int64_t count, const float* delta,
-              const float* weights) const {
+  void before(int64_t low, int64_t count, const float* delta) const {
+    constexpr bool kAdd = kCell == Cell::kGru;  // to what passes by its gate
     const int64_t H = g_.hidden;
-    float product[kGroupRows * kPanel];
+    float edge[kGroupRows * kPanel];
     for (int64_t u = 0; u < panels(); ++u) {
-      step_product(count, depth(), delta, ld(), weights + u * depth() * kPanel, 0, 1,
-                   false, product, kPanel, false);
+      float* to = g_.ds_before + low * H + u * kPanel;
       const int64_t valid = min(kPanel, H - u * kPanel);
-      for (int64_t r = 0; r < count; ++r) {
-        float* to = g_.ds_before + (low + r) * H + u * kPanel;
-        for (int64_t unit = 0; unit < valid; unit += kLanes) {
-          const int lanes = static_cast<int>(min(kLanes, valid - unit));
-          Vec d = load(product + r * kPanel + unit, lanes);
-          if (kCell == Cell::kGru) d += load(to + unit, lanes);
-          store(to + unit, d, lanes);
-        }
-      }
+      const bool direct = valid == kPanel;  // whole tiles go where they belong at once
+      const size_t bytes = static_cast<size_t>(valid) * sizeof(float);
+      for (int64_t r = 0; r < count && !direct && kAdd; ++r)
+        std::memcpy(edge + r * kPanel, to + r * H, bytes);
+      step_product(count, depth(), delta, ld(), g_.packed + u * depth() * kPanel, 0, 1,
+                   false, direct ? to : edge, direct ? H : kPanel, kAdd);
+      for (int64_t r = 0; r < count && !direct; ++r)
+        std::memcpy(to + r * H, edge + r * kPanel, bytes);
     }
   }
 
   const LagBack& g_;
   const Steps steps_;
 };
+
+int64_t packed_floats(Cell cell, int64_t hidden) {
+  return ceil_div(hidden, kPanel) * kPanel * gates(cell) * hidden;
+}
 
 bool back_lag(Team& team, const LagBack& lag) {
   switch (lag.cell) {

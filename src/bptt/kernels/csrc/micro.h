@@ -30,6 +30,9 @@ inline void tile(int64_t depth, const float* a, int64_t row, const float* b, flo
   Vec sums[Split][Rows][kVectors] = {};
   const float* rows[Rows];
   for (int r = 0; r < Rows; ++r) rows[r] = a + r * row;
+  if (Packed && add)  // of large products: they arrive while the sums are formed
+    for (int r = 0; r < Rows; ++r)
+      for (int v = 0; v < kVectors; ++v) __builtin_prefetch(c + r * ldc + v * kLanes, 1);
   int64_t k = 0;
   for (; k + Split <= depth; k += Split) {
 #pragma GCC unroll 8

@@ -54,21 +54,26 @@ inline void transpose_four(const float* from, int64_t ld, float* to, int64_t ste
   transpose_four(rows, 0, to, step);
 }
 
-// to (depth, Width): to[k][i] = rows[i][k] for i < count, else 0.
+// to (depth, Width): to[k][i] = rows[i][k] for i < count, else 0. In blocks of depth, so
+// that the lines of `to` are in the first-level cache until all rows have been to them.
 template <int Width>
 void pack_across(const float* const* rows, int64_t count, int64_t depth, float* to) {
-  int64_t i = 0;
-  for (; i + 4 <= count; i += 4) {
-    int64_t k = 0;
-    for (; k + 4 <= depth; k += 4)
-      transpose_four(rows + i, k, to + k * Width + i, Width);
-    for (; k < depth; ++k)
-      for (int j = 0; j < 4; ++j) to[k * Width + i + j] = rows[i + j][k];
+  constexpr int64_t kBlock = 64;
+  for (int64_t begin = 0; begin < depth; begin += kBlock) {
+    const int64_t end = min(depth, begin + kBlock);
+    int64_t i = 0;
+    for (; i + 4 <= count; i += 4) {
+      int64_t k = begin;
+      for (; k + 4 <= end; k += 4)
+        transpose_four(rows + i, k, to + k * Width + i, Width);
+      for (; k < end; ++k)
+        for (int j = 0; j < 4; ++j) to[k * Width + i + j] = rows[i + j][k];
+    }
+    for (; i < count; ++i)
+      for (int64_t k = begin; k < end; ++k) to[k * Width + i] = rows[i][k];
+    for (; i < Width; ++i)
+      for (int64_t k = begin; k < end; ++k) to[k * Width + i] = 0;
   }
-  for (; i < count; ++i)
-    for (int64_t k = 0; k < depth; ++k) to[k * Width + i] = rows[i][k];
-  for (; i < Width; ++i)
-    for (int64_t k = 0; k < depth; ++k) to[k * Width + i] = 0;
 }
 
 // Panels of (depth, kPanel) one after another: to[p][k][i] = from[places[k] * ld + j] for

@@ -42,6 +42,6 @@ void transpose(Team& team, int64_t m, int64_t n, const float* from, float* to) {
 extern const Kernels BPTT_JOIN(kernels_, BPTT_VARIANT);
 const Kernels BPTT_JOIN(kernels_, BPTT_VARIANT) = {
     BPTT_STRING(BPTT_VARIANT), tape_floats, forward, backward, gradients,
-    back_lag, transpose};
+    packed_floats, back_lag, transpose};
 
 }  // namespace bptt
