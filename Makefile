@@ -9,7 +9,7 @@ INSTALLED_DEV := .venv/.installed-dev
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt \
   $(wildcard src/bptt/kernels/csrc/*)
 
-.PHONY: demo test soak check sanitize format clean
+.PHONY: demo test soak mutants check sanitize format clean
 
 demo: $(INSTALLED)
 	$(BIN)/bptt train --minutes 1
@@ -23,6 +23,11 @@ test: $(INSTALLED_DEV)
 SHARE ?= 1
 soak: $(INSTALLED_DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/soak --share $(SHARE)
+
+# Wrong derivatives, off-by-one windows, swapped gates, one by one: a test fails for each.
+# Needs cmake. ONLY=gru for those with that in their file's name or their words.
+mutants: $(INSTALLED_DEV)
+	$(BIN)/python tests/soak/mutants.py --only "$(ONLY)"
 
 check: $(INSTALLED_DEV)
 	$(BIN)/ruff format --check src tests benchmarks examples

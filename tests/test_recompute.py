@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.profiler import ProfilerActivity, profile
 
 import bptt
+from bptt import kernels
 from bptt.masks import PackedMask
 from bptt.truncation import Truncation
 from literal import (
@@ -249,7 +250,7 @@ print(kept - before - size, resident("VmHWM") - before - size)
 
 
 @pytest.mark.skipif(
-    not Path("/proc/self/clear_refs").exists() or bptt.kernels.active() == "torch",
+    not Path("/proc/self/clear_refs").exists() or kernels.active() == "torch",
     reason="resident memory is Linux's, and the native core's",
 )
 def test_the_core_stays_resident_within_the_budget_and_its_work_space():

@@ -151,10 +151,11 @@ def test_extreme_shapes(kind, shape):
     assert_as_exact_as_torch(Case(kind, **shape))
 
 
+@pytest.mark.parametrize("inputs", [40, 3000])  # the second, of few tokens for so many
 @KIND
-def test_every_id_the_same_and_some_never(kind):
+def test_every_id_the_same_and_some_never(kind, inputs):
     """Rows of dU that many steps add to, and rows that none does."""
-    case = steady(Case(kind, 13, batch=9, time=30, inputs=40, ids=True))
+    case = steady(Case(kind, 13, batch=9, time=30, inputs=inputs, ids=True))
     data = case.data()
     data.x.fill_(39)
     data.x[3, 4] = 0

@@ -131,7 +131,7 @@ CASE = {
     "ragged": True,
     "reset": True,
     "losses": "both",
-    "seed": 1,
+    "seed": 4,  # of lengths whose order is not its own inverse
 }
 
 

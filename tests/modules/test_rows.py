@@ -144,19 +144,22 @@ def test_any_truncation_of_ragged_rows_with_resets_is_that_of_each_row(
 
 @KIND
 @pytest.mark.parametrize("layers", [1, 3])
-def test_both_directions_of_ragged_rows_with_resets_are_those_of_their_parts(
-    kind, layers
+@pytest.mark.parametrize("ragged", [True, False])
+def test_both_directions_of_rows_with_resets_are_those_of_their_parts(
+    kind, ragged, layers
 ):
     module, reference = pair(kind, 3, 4, layers, bidirectional=True)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(9, 3, 3, generator=generator, dtype=torch.float64)
-    lengths = torch.tensor([4, 9, 6])
+    lengths = torch.tensor([4, 9, 6] if ragged else [9, 9, 9])
     resets = torch.zeros(9, 3, dtype=torch.bool)
     resets[[3, 2, 5], [0, 1, 1]] = True
-    resets[7, 0] = True  # past the row's end
+    resets[7, 0] = True  # past the row's end, where it is ragged
     parts = {0: [(0, 3), (3, 4)], 1: [(0, 2), (2, 5), (5, 9)], 2: [(0, 6)]}
+    if not ragged:
+        parts |= {0: [(0, 3), (3, 7), (7, 9)], 2: [(0, 9)]}
     x.requires_grad_()
-    y, final = module(x, lengths=lengths, resets=resets)
+    y, final = module(x, lengths=lengths if ragged else None, resets=resets)
     weights = torch.randn(y.shape, generator=generator, dtype=torch.float64)
     mine = gradients((weights * y).sum(), dict(module.named_parameters()) | {"x": x})
     expected_y = torch.zeros_like(y)
