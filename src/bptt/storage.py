@@ -72,11 +72,12 @@ def read_files(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
     try:
         return _read_version(folder, names, _read_manifest(folder / MANIFEST))
     except CheckpointError as error:
-        try:
-            pending = _read_manifest(_aside(folder, MANIFEST))
-            return _read_version(folder, names, pending, begun=True)
-        except CheckpointError:
-            raise error from None
+        damaged = error.with_traceback(None)  # whose frames hold what was read
+    try:
+        pending = _read_manifest(_aside(folder, MANIFEST))
+        return _read_version(folder, names, pending, begun=True)
+    except CheckpointError:
+        raise damaged from None
 
 
 _Expected = dict[str, tuple[int, str]]

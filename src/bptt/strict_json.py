@@ -7,9 +7,32 @@ is refused here, with its path, as is what is nested too deeply.
 import json
 import math
 from collections import Counter
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
+import msgspec
+
+from bptt.escape import one_line
+
+_LONGEST = 160  # characters of a message, whose names come from the file
 _MOST_DIGITS = 100  # of an integer; more would only cost time to read
+
+
+_Kind = TypeVar("_Kind")
+
+
+def convert(tree: Any, kind: type[_Kind]) -> _Kind:
+    """The value of `loads` as a struct of msgspec.
+
+    Raises:
+        ValueError: in one short line, what is wrong, and with which field.
+    """
+    try:
+        return msgspec.convert(tree, kind)
+    except msgspec.ValidationError as error:
+        line = one_line(str(error))
+        if len(line) > _LONGEST:  # the path is at the end
+            line = f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
+        raise ValueError(line) from None
 
 
 class _Wrong:
@@ -84,4 +107,5 @@ def _refuse(tree: Any, found: list[_Wrong]) -> NoReturn:
 def _step(key: str | None) -> str:
     if key is None:
         return ""
-    return f".{key}" if key.isidentifier() else f"[{key[:40]!a}]"
+    key = key[:40]
+    return f".{key}" if key.isidentifier() else f"[{key!a}]"
