@@ -97,7 +97,13 @@ def test_a_last_line_cut_short_is_dropped(folder):
     assert not folder.finished
 
 
-@pytest.mark.parametrize("line", ['{"step": 1, "lo', "[]", "", "\udcff", "3"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        *('{"step": 1, "lo', "[]", "", "\udcff", "3"),
+        *('{"step": "1"}', '{"k2": 0}', '{"valid_loss": "3"}', '{"final": 1}'),
+    ],
+)
 def test_a_damaged_line_is_named(folder, line):
     data = f'{{"step": 1}}\n{line}\n{{"step": 3}}\n'
     (folder.path / METRICS).write_bytes(data.encode(errors="surrogateescape"))
@@ -179,7 +185,19 @@ def test_nothing_but_damaged_snapshots(folder, name):
 
 
 @pytest.mark.parametrize(
-    "state", [b"{}", b"[]", b"", b'{"data": "d", "colour": 1}', b'{"data": 3}']
+    "state",
+    [
+        b"{}",
+        b"[]",
+        b"",
+        b'{"data": "d", "step": 1, "colour": 1}',
+        b'{"data": 3, "step": 1}',
+        b'{"data": "d", "step": 2}',  # that of another snapshot
+        b'{"data": "d", "step": -1}',
+        b'{"data": "d", "step": 1, "scale": 2}',
+        b'{"data": "d", "step": 1, "k2": 0}',
+        b'{"data": "d", "step": 1, "skipped": -1}',
+    ],
 )
 def test_a_state_that_is_none(folder, state):
     snapshot(folder, 1)
@@ -233,7 +251,7 @@ def test_replacing_a_snapshot_leaves_one_whenever_it_is_killed(folder, monkeypat
     class Killed(BaseException):
         pass
 
-    snapshot(folder, 3, scale=1.0)
+    snapshot(folder, 3, elapsed_s=0.0)
     k = 0
     while True:
         k += 1
@@ -252,14 +270,14 @@ def test_replacing_a_snapshot_leaves_one_whenever_it_is_killed(folder, monkeypat
             for name in ("fsync", "replace", "rename", "unlink", "rmdir"):
                 patch.setattr(os, name, counted(getattr(os, name)))
             try:
-                snapshot(folder, 3, scale=float(k))
+                snapshot(folder, 3, elapsed_s=float(k))
             except Killed:
                 pass
             else:
                 break
-        assert folder.load_snapshot()[0].scale in (1.0, *map(float, range(1, k + 1)))
+        assert folder.load_snapshot()[0].elapsed_s in range(k + 1)
     assert k > 3 + 3
-    assert folder.load_snapshot()[0].scale == k
+    assert folder.load_snapshot()[0].elapsed_s == k
     assert snapshots(folder) == ["step-000000003"]
 
 

@@ -284,7 +284,7 @@ def _check_same_run(path: Path, model: LanguageModel, config: TrainingConfig) ->
 
 def _say_resumed(to: Console, trainer: Trainer) -> None:
     for error in trainer.folder.passed_over:
-        to.print(f"A newer snapshot is not usable: {escape(printable(str(error)))}")
+        to.print(f"A newer snapshot is not usable: {escape(printable(error))}")
     to.print(f"Going on from step {trainer.progress.step}.")
     before, now = trainer.progress.threads, torch.get_num_threads()
     if before not in (None, now):
