@@ -110,6 +110,7 @@ def _read_whole(path: Path, size: int, sha256: str) -> bytes:
     if len(data) != size:
         raise _wrong_size(path, len(data), size)
     if hashlib.sha256(data).hexdigest() != sha256:
+        del data  # which the error's traceback would keep
         raise CheckpointError(f"{path} is damaged: its SHA-256 is not the saved one")
     return data
 
