@@ -28,6 +28,7 @@ CHECKPOINTS = "checkpoints"
 KEPT_SNAPSHOTS = 2
 _STATE = "state.json"
 _TENSORS = "tensors.safetensors"
+_DROPPED = ".dropped"  # a snapshot that is being removed
 
 _Count = Annotated[int, msgspec.Meta(ge=0, lt=10**9)]  # what a snapshot's name holds
 _Positive = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
@@ -209,7 +210,7 @@ class RunFolder:
             aside = folder / f".{name}.new"
             _remove(aside)
             storage.write_files(aside, files)
-            _remove(folder / name)
+            _drop(folder / name)
             os.rename(aside, folder / name)
             storage.sync_folder(folder)
         kept = 0
@@ -218,7 +219,7 @@ class RunFolder:
             if other.name > name or (
                 kept >= KEPT_SNAPSHOTS and other.name != _name(progress.anchor)
             ):
-                _remove(other)
+                _drop(other)
             else:
                 kept += 1
 
@@ -226,7 +227,7 @@ class RunFolder:
         """Remove the snapshots of later steps."""
         for folder in self._snapshots():
             if folder.name > _name(step):
-                _remove(folder)
+                _drop(folder)
 
     def load_snapshot(
         self, check: Check = _anything, at_most: int | None = None
@@ -324,6 +325,15 @@ def _is_whole(folder: Path) -> bool:
     except CheckpointError:
         return False
     return True
+
+
+def _drop(snapshot: Path) -> None:
+    """Remove a snapshot, or what lies in its place: it is there as a whole or not."""
+    aside = snapshot.with_name(_DROPPED)
+    _remove(aside)  # which a crash has left
+    if snapshot.exists():
+        os.rename(snapshot, aside)
+    _remove(aside)
 
 
 def _remove(path: Path) -> None:
