@@ -113,7 +113,9 @@ def train(command: Train) -> int:
                 to.print(f"The run in {escape(str(path))} is finished.")
                 return 0
             _check_same_run(folder.path, model, config)
-            if trainer.resume():
+            with _disk_errors(path):
+                resumed = trainer.resume()
+            if resumed:
                 _say_resumed(to, trainer)
             else:
                 to.print("No snapshot yet: starting from the beginning.")
