@@ -6,6 +6,7 @@ The arrays lie before pages that may not be touched, so reading beyond one is a 
 import gc
 import os
 import random
+import sys
 from contextlib import suppress
 
 import pytest
@@ -143,6 +144,16 @@ def replaced(value, path, new):
     return type(value)(parts) if isinstance(value, tuple) else parts
 
 
+def is_array(value):
+    """An address with its number of elements."""
+    return (
+        isinstance(value, tuple)
+        and len(value) == 2
+        and all(isinstance(part, int) for part in value)
+        and value[0] > 2**32
+    )
+
+
 def is_address(arguments, path):
     """The first of an (address, elements) pair: only null can be known to be wrong."""
     value = at(arguments, path)
@@ -171,7 +182,9 @@ def test_a_wrong_argument_is_an_error(name, data):
             new = 0
         else:
             nothing = st.sampled_from([None, (), [], "x", 1.5])
-            new = data.draw(st.one_of(SIZES, nothing))
+            arrays = [at(whole, p) for p in places(whole) if is_array(at(whole, p))]
+            shared = st.sampled_from(arrays)  # the memory of another argument
+            new = data.draw(st.one_of(SIZES, nothing, shared))
         spoilt = replaced(spoilt, path, new)
     with suppress(*WRONG):
         call(*spoilt)
@@ -217,4 +230,5 @@ def test_memory_is_flat_over_windows_of_random_shapes():
         window()
     gc.collect()
     grown = resident_kib() - before
+    sys.stdout.write(f"grown by {grown} KiB over {windows} windows\n")
     assert grown < 4096 + windows // 10, f"{grown} KiB over {windows} windows"
