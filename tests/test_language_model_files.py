@@ -232,8 +232,12 @@ WRONG_FIELDS = {
 @pytest.mark.parametrize("wrong", WRONG_FIELDS)
 def test_a_configuration_with_a_wrong_field(folder, wrong):
     swap(folder, config=config_with(folder, **WRONG_FIELDS[wrong]))
-    with pytest.raises(CheckpointError, match=r"config\.json: "):
+    (field,) = WRONG_FIELDS[wrong]
+    with pytest.raises(CheckpointError, match=r"config\.json: ") as caught:
         LanguageModel.from_pretrained(folder)
+    assert field in str(caught.value)
+    at = "`$.model`" if field in ("colour", "tied") else f"`$.model.{field}`"
+    assert str(caught.value).endswith(f" - at {at}")
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,13 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, cast, final
+from typing import Annotated, Any, Literal, cast, final
 
 import msgspec
 import safetensors.torch
 import torch
 from jaxtyping import Float, Int
+from msgspec import Meta
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -37,7 +38,8 @@ ONE_HOT_STD = 1.0
 # In a config file: refuse nonsense before memory or patience do.
 _LARGEST_WIDTH = 2**24
 _MOST_LAYERS = 1024
-_LARGEST_CONFIG = 1 << 20
+_LARGEST_CONFIG = 1 << 16
+_Width = Annotated[int, Meta(ge=1, le=_LARGEST_WIDTH)]  # a file's error names its path
 
 
 class ModelConfig(
@@ -60,14 +62,14 @@ class ModelConfig(
         one_a_line: whether a sentence is a line, not what the segmenter says.
     """
 
-    vocab: int
+    vocab: _Width
     cell: CellName = "lstm"
-    hidden: int = 512
-    layers: int = 1
-    embedding: int = 0
+    hidden: _Width = 512
+    layers: Annotated[int, Meta(ge=1, le=_MOST_LAYERS)] = 1
+    embedding: Annotated[int, Meta(ge=0, le=_LARGEST_WIDTH)] = 0
     tied: bool = False
     bias: bool = True
-    dropout: float = 0.0
+    dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     unit: Unit = "stream"
     one_a_line: bool = False
 

@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from soak import damaged, disk, kills
+from soak import bombs, damaged, disk, kills
 
 TESTS = Path(__file__).parents[1]
 
@@ -31,7 +31,8 @@ def parsers(share: float, seed: int) -> dict[str, Any]:
 
 def native(share: float, seed: int) -> dict[str, Any]:
     """Arguments to the core that nobody should give."""
-    tests = (TESTS / "kernels" / "test_bindings.py", "-k", "not memory_is_flat")
+    names = ("test_bindings.py", "test_odd_tensors.py")
+    tests = (*(TESTS / "kernels" / name for name in names), "-k", "not memory_is_flat")
     return _fuzz(tests, share, seed, examples=20_000)
 
 
@@ -62,7 +63,7 @@ def _fuzz(tests: Any, share: float, seed: int, *, examples: int) -> dict[str, An
 def _pytest(tests: Any, seed: int, **environment: str) -> tuple[list[str], str]:
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", f"--hypothesis-seed={seed}", *tests],
-        env={**os.environ, **environment},
+        env={**os.environ, **environment, "JAXTYPING_DISABLE": "1"},  # as users run it
         capture_output=True,
         text=True,
     )
@@ -74,6 +75,7 @@ PARTS: dict[str, Callable[[float, int], dict[str, Any]]] = {
     "aimed": kills.aimed,
     "disk": disk.run,
     "damage": damaged.run,
+    "bombs": bombs.run,
     "parsers": parsers,
     "native": native,
     "windows": windows,

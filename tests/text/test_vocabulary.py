@@ -76,7 +76,7 @@ DAMAGED = {
     ),
     "surrogate": (
         damaged("char", lambda c, m, v: v.update({"\ud800": len(v)})),
-        "is no token",
+        "half a surrogate pair",
     ),
     "merges of words": (
         damaged("word", lambda c, m, v: m.update(merges=[["a", "b"]])),

@@ -106,9 +106,9 @@ class TrainingConfig(
     def __post_init__(self) -> None:
         if (self.k1 is None) != (self.k2 is None):
             raise ValueError(f"k1 is {self.k1} and k2 is {self.k2}: give both or none")
-        search = (self.window, self.tolerance, self.k2_max, self.choose_every)
-        if self.k2 == "auto" and None in search:
-            raise ValueError("k2 is auto, without what its choice needs")
+        for name in ("window", "tolerance", "k2_max", "choose_every"):
+            if self.k2 == "auto" and getattr(self, name) is None:
+                raise ValueError(f"k2 is auto, and {name} is missing")
         if [self.epochs, self.steps, self.minutes].count(None) != 2:
             raise ValueError("one of epochs, steps and minutes must be given")
 
