@@ -111,7 +111,7 @@ def test_damaged_file(text, reason, tmp_path, capfd):
     assert capfd.readouterr().err == ""  # no panic of the library either
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=int(os.environ.get("BPTT_SOAK_EXAMPLES", "200")))
 @given(
     level=st.sampled_from(LEVELS),
     place=st.integers(0, 10_000),

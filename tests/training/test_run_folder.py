@@ -1,5 +1,6 @@
 import json
 import os
+from contextlib import suppress
 
 import pytest
 import torch
@@ -7,7 +8,8 @@ import torch
 from bptt import storage
 from bptt.errors import CheckpointError, InputError
 from bptt.training import RunFolder
-from bptt.training.run_folder import METRICS, TIMINGS, Progress
+from bptt.training.run_folder import METRICS, TIMINGS, Progress, _read_snapshot
+from failing_disk import Killed, failing
 
 TENSORS = {
     "model.w": torch.tensor([[1.5, -0.0], [float("inf"), 1e-45]]),
@@ -143,7 +145,7 @@ def test_a_snapshot_replaces_one_of_the_same_step(folder):
 
 
 def test_what_a_crash_left_behind_is_in_nobodys_way(folder):
-    aside = folder.path / "checkpoints" / ".step-000000003.new"
+    aside = folder.path / "checkpoints" / ".begun"
     aside.mkdir()
     (aside / "tensors.safetensors").write_bytes(b"half")
     assert folder.load_snapshot() is None
@@ -279,6 +281,28 @@ def test_replacing_a_snapshot_leaves_one_whenever_it_is_killed(folder, monkeypat
     assert k > 3 + 3
     assert folder.load_snapshot()[0].elapsed_s == k
     assert snapshots(folder) == ["step-000000003"]
+
+
+def test_a_kill_leaves_no_half_of_an_old_snapshot(folder, monkeypatch):
+    step = k = 0
+    done = False
+    while not done:
+        k += 1
+        for _ in range(3):
+            step += 1
+            snapshot(folder, step)
+        with monkeypatch.context() as patch:
+            failing(patch, Killed(), k, kinds=("rename", "unlink", "rmdir"))
+            with suppress(Killed):
+                snapshot(folder, step + 1)
+                done = True
+        for path in (folder.path / "checkpoints").glob("step-*"):
+            _read_snapshot(path)
+        step += 1
+    assert k > 1 + 1 + 3 + 1
+    snapshot(folder, step + 1)
+    snapshot(folder, step + 2)
+    assert snapshots(folder) == [f"step-{step + i:09d}" for i in (1, 2)]
 
 
 def test_what_is_in_the_place_of_a_snapshot_gives_way(folder):

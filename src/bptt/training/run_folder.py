@@ -28,6 +28,7 @@ CHECKPOINTS = "checkpoints"
 KEPT_SNAPSHOTS = 2
 _STATE = "state.json"
 _TENSORS = "tensors.safetensors"
+_BEGUN = ".begun"  # a snapshot that is being written
 _DROPPED = ".dropped"  # a snapshot that is being removed
 
 _Count = Annotated[int, msgspec.Meta(ge=0, lt=10**9)]  # what a snapshot's name holds
@@ -207,7 +208,7 @@ class RunFolder:
         if _is_whole(folder / name):
             storage.write_files(folder / name, files)  # one of the two at any time
         else:
-            aside = folder / f".{name}.new"
+            aside = folder / _BEGUN
             _remove(aside)
             storage.write_files(aside, files)
             _drop(folder / name)
