@@ -103,7 +103,13 @@ def test_a_last_line_cut_short_is_dropped(folder):
     "line",
     [
         *('{"step": 1, "lo', "[]", "", "\udcff", "3"),
-        *('{"step": "1"}', '{"k2": 0}', '{"valid_loss": "3"}', '{"final": 1}'),
+        *(
+            '{"step": "1"}',
+            '{"k2": 0}',
+            '{"valid_loss": "3"}',
+            '{"valid_loss": null}',
+            '{"final": 1}',
+        ),
     ],
 )
 def test_a_damaged_line_is_named(folder, line):

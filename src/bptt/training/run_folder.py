@@ -84,7 +84,7 @@ class _Line(msgspec.Struct):
 
     step: _Count = 0
     k2: _Positive | None = None
-    valid_loss: float | None = None
+    valid_loss: float = math.inf
     final: bool = False
 
 
