@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+KINDS = ("bit", "header", "cut", "missing", "swapped", "empty", "vouched", "vocabulary")
+
 
 def _flipped(data: bytes, at: int, bit: int) -> bytes:
     changed = bytearray(data)
@@ -55,6 +57,23 @@ def _wrong_headers(data: bytes) -> Iterator[bytes]:
         yield size.to_bytes(8, "little") + data[8:]
 
 
+def _wrong_vocabularies(datas: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
+    """Of a model: another number of tokens than the weights have, or none."""
+    if "tokenizer.json" not in datas:
+        return
+    content = json.loads(datas["tokenizer.json"])
+    vocab = content["model"]["vocab"]
+    more = {**vocab, "\u2603": len(vocab)}
+    fewer = {token: i for token, i in vocab.items() if i < len(vocab) - 1}
+    for wrong in (more, fewer, {}):
+        content["model"]["vocab"] = wrong
+        yield "tokenizer.json", json.dumps(content).encode()
+    config = json.loads(datas["config.json"])
+    for size in (len(vocab) + 1, 2**24, 0):
+        config["model"]["vocab"] = size
+        yield "config.json", json.dumps(config).encode()
+
+
 def damages(whole: Path, seed: int, count: int) -> "Iterator[tuple[str, str, object]]":
     """`count` of them: the file's name, what is done, and how: a call with a folder."""
     choose = random.Random(seed)
@@ -62,10 +81,14 @@ def damages(whole: Path, seed: int, count: int) -> "Iterator[tuple[str, str, obj
     datas = {name: (whole / name).read_bytes() for name in names}
     tensors = next(n for n in names if n.endswith(".safetensors"))
     headers = list(_wrong_headers(datas[tensors]))
+    vocabularies = list(_wrong_vocabularies(datas))
+    cuts = [(name, at) for name in names for at in range(0, len(datas[name]), 64)]
+    choose.shuffle(cuts)
+    kinds = KINDS if vocabularies else KINDS[:-1]
     for i in range(count):
         name = choose.choice(names)
         data = datas[name]
-        kind = ("bit", "header", "cut", "missing", "swapped", "empty", "vouched")[i % 7]
+        kind, turn = kinds[i % len(kinds)], i // len(kinds)
         new: bytes | None = None
         if kind == "header":
             name, data = tensors, datas[tensors]
@@ -74,16 +97,19 @@ def damages(whole: Path, seed: int, count: int) -> "Iterator[tuple[str, str, obj
         elif kind == "bit":
             new = _flipped(data, choose.randrange(len(data)), choose.randrange(8))
         elif kind == "cut":
-            new = data[: 64 * choose.randrange(-(-len(data) // 64))]
+            name, at = cuts[turn % len(cuts)]  # in the end, each of them
+            new = datas[name][:at]
         elif kind == "swapped":
             new = datas[choose.choice([n for n in names if n != name])]
         elif kind == "empty":
             new = b""
         elif kind == "vouched":
-            name, new = tensors, headers[(i // 7) % len(headers)]
+            name, new = tensors, headers[turn % len(headers)]
+        elif kind == "vocabulary":
+            name, new = vocabularies[turn % len(vocabularies)]
 
         def apply(folder: Path, name=name, new=new, kind=kind) -> None:  # type: ignore[no-untyped-def]
-            if kind == "vouched":
+            if kind in ("vouched", "vocabulary"):
                 vouched(folder, name, new)
             elif new is None:
                 (folder / name).unlink()

@@ -1,5 +1,7 @@
 import json
 import math
+import shutil
+import tracemalloc
 from functools import cache
 
 import pytest
@@ -11,6 +13,7 @@ from bptt import storage
 from bptt.errors import CheckpointError
 from bptt.language_model import LanguageModel, ModelConfig
 from bptt.text import Tokenizer
+from damage import header, vouched
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
 CELLS = ("rnn", "gru", "lstm")
@@ -229,8 +232,12 @@ WRONG_FIELDS = {
 @pytest.mark.parametrize("wrong", WRONG_FIELDS)
 def test_a_configuration_with_a_wrong_field(folder, wrong):
     swap(folder, config=config_with(folder, **WRONG_FIELDS[wrong]))
-    with pytest.raises(CheckpointError, match=r"config\.json: "):
+    (field,) = WRONG_FIELDS[wrong]
+    with pytest.raises(CheckpointError, match=r"config\.json: ") as caught:
         LanguageModel.from_pretrained(folder)
+    assert field in str(caught.value)
+    at = "`$.model`" if field in ("colour", "tied") else f"`$.model.{field}`"
+    assert str(caught.value).endswith(f" - at {at}")
 
 
 @pytest.mark.parametrize(
@@ -291,3 +298,40 @@ def test_a_full_disk_leaves_the_old_model(folder, monkeypatch):
             make(hidden=7).save_pretrained(folder)
     assert {name: (folder / name).read_bytes() for name in FILES} == old
     assert LanguageModel.from_pretrained(folder).config.hidden == 5
+
+
+def peak_while(call):
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("how", ["bit", "shape", "dtype", "offsets", "begun"])
+def test_what_is_refused_takes_the_memory_of_its_bytes(tmp_path, how):
+    folder = tmp_path / "large"
+    make(hidden=256, layers=1).save_pretrained(folder)
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    name = "recurrent.weight_hh_l0"
+    change = {
+        "shape": lambda content: content[name].update(shape=[1]),
+        "dtype": lambda content: content[name].update(dtype="I32"),
+        "offsets": lambda content: content[name].update(data_offsets=[8, 4]),
+    }
+    if how in change:
+        vouched(folder, path.name, header(data, change[how]))
+    else:
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    if how == "begun":  # and a crash has left another version beside it
+        for name in ("manifest.json", path.name):
+            shutil.copyfile(folder / name, folder / f".{name}.new")
+
+    def load():
+        with pytest.raises(CheckpointError):
+            LanguageModel.from_pretrained(folder)
+
+    load()  # what is loaded once counts for nothing
+    assert peak_while(load) < 1.2 * len(data)

@@ -6,7 +6,7 @@ from bptt.strict_json import loads
 
 
 @pytest.mark.parametrize(
-    "value", [None, True, 1.5, -0.0, 10**30, "é", [], {}, {"a": [1, {"b": [[]]}]}]
+    "value", [None, True, "😀", 1.5, -0.0, 10**30, "é", [], {}, {"a": [1, {"b": [[]]}]}]
 )
 def test_what_json_writes_is_read(value):
     for data in (json.dumps(value), json.dumps(value).encode()):
@@ -30,6 +30,12 @@ WRONG = {
     "{'a': 1}": "it is not JSON",
     "1 2": "it is not JSON",
     b'"\xff"': "it is not UTF-8",
+    b'"\xed\xa0\x80"': "it is not UTF-8",
+    '{"a": "x"}'.encode("utf-16"): "it is not UTF-8",
+    r'{"x": ["a", "\ud800"]}': "half a surrogate pair - at `$.x[1]`",
+    r'{"x": {"\uDFFF": 1}}': "a name is half a surrogate pair - at `$.x`",
+    '"\ud800"': "half a surrogate pair - at `$`",
+    '{"' + "x" * 999 + '": NaN}': "at `$." + "x" * 40 + "`",
 }
 
 

@@ -7,3 +7,8 @@ def printable(text: str) -> str:
         c if c in "\n\t" or c.isprintable() else c.encode("unicode_escape").decode()
         for c in text
     )
+
+
+def one_line(text: str) -> str:
+    """The same without line breaks and tabs."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")

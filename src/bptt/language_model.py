@@ -9,19 +9,22 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, cast, final
+from typing import Annotated, Any, Literal, cast, final
 
 import msgspec
 import safetensors.torch
 import torch
 from jaxtyping import Float, Int
+from msgspec import Meta
 from safetensors import SafetensorError
 from torch import Tensor
 
-from bptt import storage, strict_json
+from bptt import storage, strict_json, tensor_header
 from bptt.errors import CheckpointError
+from bptt.escape import one_line
 from bptt.modules import GRU, LSTM, RNN
 from bptt.random_truncation import Policy
+from bptt.tensor_header import Kind
 from bptt.text.tokens import Tokenizer
 
 State = Tensor | tuple[Tensor, Tensor]
@@ -35,7 +38,8 @@ ONE_HOT_STD = 1.0
 # In a config file: refuse nonsense before memory or patience do.
 _LARGEST_WIDTH = 2**24
 _MOST_LAYERS = 1024
-_LARGEST_CONFIG = 1 << 20
+_LARGEST_CONFIG = 1 << 16
+_Width = Annotated[int, Meta(ge=1, le=_LARGEST_WIDTH)]  # a file's error names its path
 
 
 class ModelConfig(
@@ -58,14 +62,14 @@ class ModelConfig(
         one_a_line: whether a sentence is a line, not what the segmenter says.
     """
 
-    vocab: int
+    vocab: _Width
     cell: CellName = "lstm"
-    hidden: int = 512
-    layers: int = 1
-    embedding: int = 0
+    hidden: _Width = 512
+    layers: Annotated[int, Meta(ge=1, le=_MOST_LAYERS)] = 1
+    embedding: Annotated[int, Meta(ge=0, le=_LARGEST_WIDTH)] = 0
     tied: bool = False
     bias: bool = True
-    dropout: float = 0.0
+    dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     unit: Unit = "stream"
     one_a_line: bool = False
 
@@ -132,6 +136,8 @@ class LanguageModel(torch.nn.Module):
         )
         self.dropout = torch.nn.Dropout(config.dropout)
         self.decoder = torch.nn.Linear(config.hidden, config.vocab, bias=config.bias)
+        if config.tied and self.embedding is not None:
+            self.decoder.weight = self.embedding.weight
         self._initialise()
 
     @torch.no_grad()
@@ -145,10 +151,10 @@ class LanguageModel(torch.nn.Module):
         a text begun from the zero state was predicted worse than by chance.
         """
         config = self.config
+        if self.decoder.weight.is_meta:
+            return  # only shapes are wanted, and torch would load a compiler for this
         if self.embedding is not None:
             torch.nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
-            if config.tied:
-                self.decoder.weight = self.embedding.weight
         elif config.cell == "rnn" and not config.bias:
             bound = config.vocab**-0.5
             torch.nn.init.uniform_(self.recurrent.weight_ih_l0, -bound, bound)
@@ -318,8 +324,8 @@ class LanguageModel(torch.nn.Module):
             else None
         )
         try:
-            weights = safetensors.torch.load(files[WEIGHTS])
-            dtype = _checked_dtype(weights, config)
+            dtype = _checked_dtype(tensor_header.kinds(files[WEIGHTS]), config)
+            weights = safetensors.torch.load(files.pop(WEIGHTS))
             model = cls(config, tokenizer).to(dtype)
             model.load_state_dict(weights, strict=not config.tied)
         except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
@@ -349,8 +355,8 @@ def _read_config_file(path: Path, data: bytes) -> "_ConfigFile":
     try:
         if len(data) > _LARGEST_CONFIG:
             raise ValueError(f"it has {len(data):,} bytes, too many for a {CONFIG}")
-        return msgspec.convert(strict_json.loads(data), _ConfigFile)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        return strict_json.convert(strict_json.loads(data), _ConfigFile)
+    except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
@@ -372,21 +378,20 @@ def _read_tokenizer(path: Path, data: bytes, vocab: int) -> Tokenizer:
     return tokenizer
 
 
-def _checked_dtype(weights: dict[str, Tensor], config: ModelConfig) -> torch.dtype:
+def _checked_dtype(found: dict[str, Kind], config: ModelConfig) -> torch.dtype:
     """The dtype of weights that fit the configuration."""
     expected = _shapes(config)
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    if found != expected:
-        wrong = sorted(
-            name
-            for name in found.keys() | expected.keys()
-            if found.get(name) != expected.get(name)
-        )
-        raise ValueError(f"the tensors {', '.join(wrong[:4])} do not fit {CONFIG}")
-    dtypes = {tensor.dtype for tensor in weights.values()}
+    if wrong := sorted(
+        name
+        for name in found.keys() | expected.keys()
+        if name not in found or found[name].shape != expected.get(name)
+    ):
+        names = ", ".join(one_line(name[:60]) for name in wrong[:4])
+        raise ValueError(f"the tensors {names} do not fit {CONFIG}")
+    dtypes = {kind.dtype for kind in found.values()}
     dtype = dtypes.pop()
-    if dtypes or not dtype.is_floating_point:
-        raise ValueError(f"the weights must be floats of one dtype; one is {dtype}")
+    if dtypes or dtype is None:
+        raise ValueError("the weights must be floats of one dtype; they are not")
     return dtype
 
 

@@ -72,11 +72,12 @@ def read_files(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
     try:
         return _read_version(folder, names, _read_manifest(folder / MANIFEST))
     except CheckpointError as error:
-        try:
-            pending = _read_manifest(_aside(folder, MANIFEST))
-            return _read_version(folder, names, pending, begun=True)
-        except CheckpointError:
-            raise error from None
+        damaged = error.with_traceback(None)  # whose frames hold what was read
+    try:
+        pending = _read_manifest(_aside(folder, MANIFEST))
+        return _read_version(folder, names, pending, begun=True)
+    except CheckpointError:
+        raise damaged from None
 
 
 _Expected = dict[str, tuple[int, str]]
@@ -109,6 +110,7 @@ def _read_whole(path: Path, size: int, sha256: str) -> bytes:
     if len(data) != size:
         raise _wrong_size(path, len(data), size)
     if hashlib.sha256(data).hexdigest() != sha256:
+        del data  # which the error's traceback would keep
         raise CheckpointError(f"{path} is damaged: its SHA-256 is not the saved one")
     return data
 

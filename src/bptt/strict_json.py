@@ -1,15 +1,41 @@
 """JSON from files that may be damaged or hostile: one value a field, or a refusal.
 
 Python's reader takes the last of two equal fields, NaN, and numbers without end; each
-is refused here, with its path, as is what is nested too deeply.
+is refused here, with its path, as is what is nested too deeply, and half a surrogate
+pair, which is no character.
 """
 
 import json
 import math
+import re
 from collections import Counter
-from typing import Any, NoReturn
+from typing import Any, TypeVar
 
+import msgspec
+
+from bptt.escape import one_line
+
+_LONGEST = 160  # characters of a message, whose names come from the file
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")  # half a pair, perhaps
 _MOST_DIGITS = 100  # of an integer; more would only cost time to read
+
+
+_Kind = TypeVar("_Kind")
+
+
+def convert(tree: Any, kind: type[_Kind]) -> _Kind:
+    """The value of `loads` as a struct of msgspec.
+
+    Raises:
+        ValueError: in one short line, what is wrong, and with which field.
+    """
+    try:
+        return msgspec.convert(tree, kind)
+    except msgspec.ValidationError as error:
+        line = one_line(str(error))
+        if len(line) > _LONGEST:  # the path is at the end
+            line = f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
+        raise ValueError(line) from None
 
 
 class _Wrong:
@@ -49,14 +75,15 @@ def loads(data: bytes | str) -> Any:
         return wrong("the field is given twice", twice)
 
     try:
+        text = data if isinstance(data, str) else data.decode()
         tree = json.loads(
-            data,
+            text,
             object_pairs_hook=fields,
             parse_int=integer,
             parse_float=real,
             parse_constant=lambda name: wrong(f"{name} is no number of JSON"),
         )
-        if found:
+        if found or _SURROGATE.search(text):
             _refuse(tree, found)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
@@ -67,7 +94,7 @@ def loads(data: bytes | str) -> Any:
     return tree
 
 
-def _refuse(tree: Any, found: list[_Wrong]) -> NoReturn:
+def _refuse(tree: Any, found: list[_Wrong]) -> None:
     """Say where the first of what is wrong and still in the tree stands."""
     waiting = [(tree, "$")]
     while waiting:
@@ -75,13 +102,23 @@ def _refuse(tree: Any, found: list[_Wrong]) -> NoReturn:
         if isinstance(node, _Wrong):
             raise ValueError(f"{node.reason} - at `{path}{_step(node.key)}`")
         if isinstance(node, dict):
+            if not all(map(_is_text, node)):
+                raise ValueError(f"a name is half a surrogate pair - at `{path}`")
             waiting += [(value, path + _step(key)) for key, value in node.items()]
         elif isinstance(node, list):
             waiting += [(value, f"{path}[{i}]") for i, value in enumerate(node)]
-    raise ValueError(f"{found[0].reason}, inside a field that is given twice")
+        elif isinstance(node, str) and not _is_text(node):
+            raise ValueError(f"half a surrogate pair - at `{path}`")
+    if found:
+        raise ValueError(f"{found[0].reason}, inside a field that is given twice")
+
+
+def _is_text(text: str) -> bool:
+    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def _step(key: str | None) -> str:
     if key is None:
         return ""
-    return f".{key}" if key.isidentifier() else f"[{key[:40]!a}]"
+    key = key[:40]
+    return f".{key}" if key.isidentifier() else f"[{key!a}]"

@@ -1,7 +1,6 @@
 """Disks that are full or broken, and processes that are killed, at any call."""
 
 import errno
-import hashlib
 import os
 import signal
 import subprocess
@@ -12,19 +11,11 @@ from contextlib import suppress
 import pytest
 
 from bptt.cli import main
-from bptt.language_model import LanguageModel
-from bptt.training import RunFolder, run_folder
-from failing_disk import Killed, failing
+from bptt.training import RunFolder
+from failing_disk import WRITING, Killed, failing
+from run_files import check_whole, digest
 
 WORDS = ("--snapshot-every", 2, "--dropout", 0.2)
-
-
-def digest(folder):
-    """Of all that a run leaves but its clocks, and of its last snapshot's tensors."""
-    names = ("metrics.jsonl", "model.safetensors", "config.json", "manifest.json")
-    paths = [folder / name for name in names]
-    paths.append(max((folder / "checkpoints").iterdir()) / "tensors.safetensors")
-    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
 
 
 @pytest.fixture
@@ -33,15 +24,7 @@ def whole(train, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         calls = failing(patch, None, 0)
         assert train(*WORDS, "--out", tmp_path / "whole", steps=4).code == 0
-    return digest(tmp_path / "whole"), calls[0]
-
-
-def is_good(folder):
-    """Whether the model and the snapshots of a run are whole, if they are there."""
-    if (folder / "manifest.json").exists():
-        LanguageModel.from_pretrained(folder)
-    for path in (folder / "checkpoints").glob("step-*"):
-        run_folder._read_snapshot(path)
+    return digest(tmp_path / "whole"), sum(calls[kind] for kind in WRITING)
 
 
 def at_each(calls, ks):
@@ -61,7 +44,7 @@ def test_a_disk_that_fails_at_any_call(train, tmp_path, monkeypatch, whole, code
         last = ended.err.splitlines()[-1]
         assert last.startswith(f"bptt: the run in {out} cannot be written: "), last
         assert os.strerror(code) in last
-        is_good(out)
+        check_whole(out)
         ended = train(*WORDS, "--out", out, "--resume", steps=4)
         assert ended.code == 0, (k, ended.err)
         assert digest(out) == expected, k
@@ -78,7 +61,7 @@ def test_a_kill_at_any_call(train, tmp_path, monkeypatch, whole, half):
                 failing(patch, Killed(), again, half=half)
                 with suppress(Killed):
                     train(*WORDS, *words, "--out", out, steps=4)
-            is_good(out)
+            check_whole(out)
         ended = train(*WORDS, "--out", out, "--resume", steps=4)
         assert ended.code == 0, (k, ended.err)
         assert digest(out) == expected, k

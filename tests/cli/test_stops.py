@@ -8,10 +8,13 @@ import sys
 import time
 
 import pytest
+import torch
+from safetensors.torch import load, save
 
 from bptt import storage
 from bptt.cli import commands
 from bptt.training import Options, resolve
+from damage import vouched
 
 ENDLESS = ("--dropout", "0.2", "--snapshot-every", "1000000")
 SIGNALS = {"SIGINT": 130, "SIGTERM": 143}
@@ -277,3 +280,47 @@ def test_another_number_of_threads_is_said_in_a_line(train, stopped, monkeypatch
     ended = train("--resume", steps=9)
     (line,) = [x for x in ended.err.splitlines() if "threads" in x]
     assert line.startswith("Warning: the run had 5 threads and now has 1; ")
+
+
+def test_a_run_from_before_an_option_goes_on(train, stop_at, tmp_path, monkeypatch):
+    assert train("--out", tmp_path / "whole", steps=9).code == 0
+    stop_at(5)
+    assert train(steps=9).code == 130
+    monkeypatch.undo()
+    folder = tmp_path / "run"
+    config = json.loads((folder / "config.json").read_bytes())
+    assert config["training"].pop("on_nonfinite") == "raise"
+    vouched(folder, "config.json", json.dumps(config).encode())
+    snapshot = folder / "checkpoints" / "step-000000005"
+    state = json.loads((snapshot / "state.json").read_bytes())
+    state = {name: state[name] for name in ("data", "step", "last_valid", "best_valid")}
+    vouched(snapshot, "state.json", json.dumps(state).encode())
+    ended = train("--resume", "--on-nonfinite", "skip", steps=9)
+    assert ended.code == 2
+    assert "on_nonfinite was 'raise' and is 'skip'" in ended.message
+    ended = train("--resume", steps=9)
+    assert ended.code == 0
+    assert "Going on from step 5." in ended.err
+    for file in ("metrics.jsonl", "model.safetensors"):
+        a, b = ((tmp_path / run / file).read_bytes() for run in ("whole", "run"))
+        assert a == b, file
+
+
+def test_a_snapshot_that_does_not_fit_is_passed_over_and_this_is_said(
+    train, stop_at, tmp_path, monkeypatch
+):
+    stop_at(5)
+    assert train("--snapshot-every", 2, steps=9).code == 130
+    monkeypatch.undo()
+    newest = tmp_path / "run" / "checkpoints" / "step-000000005"
+    tensors = load((newest / "tensors.safetensors").read_bytes())
+    tensors["model.decoder.bias"] = torch.zeros(2)
+    vouched(newest, "tensors.safetensors", save(tensors))
+    ended = train("--snapshot-every", 2, "--resume", steps=9)
+    assert ended.code == 0
+    (line,) = [x for x in ended.err.splitlines() if "not usable" in x]
+    assert line == (
+        f"A newer snapshot is not usable: {newest / 'tensors.safetensors'}: the "
+        "snapshot does not fit this model: 'model.decoder.bias' is torch.float32 (2,)"
+    )
+    assert "Going on from step 4." in ended.err

@@ -205,6 +205,16 @@ def test_what_is_no_run(bptt, book, tmp_path, command):
         assert f"{path} is no run: it has no manifest.json" in message
 
 
+def test_a_run_without_its_manifest_is_damaged_and_no_other_folder(bptt, train, book):
+    path = book.parent / "run"
+    assert train(steps=1).code == 0
+    (path / "manifest.json").unlink()
+    for words in (("generate", path), ("flow", path, book), ("report", path)):
+        ended = bptt(*words)
+        assert ended.code == 3
+        assert f"{path / 'manifest.json'} cannot be read" in ended.message
+
+
 # evaluate and generate
 
 

@@ -1,108 +1,79 @@
 """Runs that are killed at random moments, and instead of each call that writes."""
 
-import hashlib
 import os
 import random
 import signal
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bptt import storage
-from bptt.errors import CheckpointError
-from bptt.language_model import LanguageModel
-from bptt.training import run_folder
-from soak.processes import end, start
-from training.problems import text
+import pytest
+
+from failing_disk import CALLS, failing
+from soak.processes import Runs, end, unwhole
 
 RANDOM, AIMED = 200, 40
 OPTIONS = "--hidden 24 --window 8 --batch 2 --steps 60 --dropout 0.2 --snapshot-every 5"
+SHORT = "--hidden 16 --window 8 --batch 2 --steps 8 --dropout 0.2 --snapshot-every 3"
 
 
-def run(share: float, seed: int) -> dict[str, Any]:
-    """Kill and resume; every run must end as the one that was never stopped."""
+def at_random(share: float, seed: int) -> dict[str, Any]:
+    """Killed up to three times and resumed, every run ends as the one never stopped."""
     choose = random.Random(seed)
     failures: list[str] = []
+    kills = resumed = 0
     with tempfile.TemporaryDirectory() as name:
-        here = Path(name)
-        book = here / "book.txt"
-        book.write_text(text(60))
-        words = ["train", book, *OPTIONS.split()]
-        started_s = time.monotonic()
-        assert end(start([*words, "--out", here / "whole"], here / "err")) == 0
-        whole_s = time.monotonic() - started_s
-        expected = _digest(here / "whole")
-        done = {"random": 0, "aimed": 0}
-        while done["random"] < RANDOM * share:
-            out = here / f"random-{done['random']}"
-            resume: list[str] = []
+        runs = Runs(Path(name), OPTIONS)
+        while kills < RANDOM * share:
+            out, resume = runs.here / f"random-{resumed}", ()
             for _ in range(3):
-                child = start([*words, *resume, "--out", out], here / "err")
-                ended = end(child, kill_after_s=choose.uniform(0, 0.8 * whole_s))
-                done["random"] += ended == -signal.SIGKILL
-                failures += _unwhole(out)
-                resume = ["--resume"]
-            failures += _ends(words, out, here / "err", expected)
-        for i in range(round(AIMED * share)):
-            out, k = here / f"aimed-{i}", 1 + i * 4
-            child = start([*words, "--out", out], here / "err", _kill_at(k))
-            done["aimed"] += end(child) == -signal.SIGKILL
-            failures += _unwhole(out)
-            failures += _ends(words, out, here / "err", expected)
-    return {**done, "failures": failures}
+                child = runs.start(out, *resume)
+                ended = end(child, kill_after_s=choose.uniform(0, 0.8 * runs.whole_s))
+                kills += ended == -signal.SIGKILL
+                failures += unwhole(out)
+                resume = ("--resume",)
+            failures += runs.ends(out)
+            resumed += 1
+    return {"kills": kills, "runs": resumed, "failures": failures}
 
 
-def _ends(words: list[Any], out: Path, err: Path, expected: list[str]) -> list[str]:
-    had = bool(run_folder.RunFolder(out)._snapshots())
-    code = end(start([*words, "--resume", "--out", out], err))
-    said = err.read_text()
-    if code:
-        return [f"{out.name}: resumed with {code}: {said[-500:]}"]
-    if had and "Going on" not in said and "is finished" not in said:
-        return [f"{out.name}: began again: {said[-500:]}"]
-    return [] if _digest(out) == expected else [f"{out.name}: ended otherwise"]
+def aimed(share: float, seed: int) -> dict[str, Any]:
+    """Killed instead of a call: up to 40 of each kind, evenly over the run.
+
+    Half of the kills at a `write` leave half of the data. The run that goes on is
+    killed, too, where the next of these calls would be.
+    """
+    failures: list[str] = []
+    done: dict[str, int] = {}
+    with tempfile.TemporaryDirectory() as name:
+        runs = Runs(Path(name), SHORT)
+        calls = runs.count()
+        for kind in CALLS:
+            count = min(calls[kind], max(1, round(AIMED * share)))
+            first = seed % 4 / 4  # another seed aims between those of the first
+            ks = sorted(
+                {1 + int((i + first) * calls[kind] / count) for i in range(count)}
+            )
+            killed = 0
+            for k in ks:
+                out = runs.here / f"{kind}-{k}"
+                for again, words in ((k, ()), (1 + (k + seed) % 7, ("--resume",))):
+                    ended = runs.run(
+                        out,
+                        *words,
+                        prepare=lambda patch, k=again, kind=kind: failing(
+                            patch, _die, k, half=k % 2 == 0, kinds=(kind,)
+                        ),
+                    )
+                    killed += ended == -signal.SIGKILL
+                    failures += unwhole(out)
+                failures += runs.ends(out)
+            done[kind] = killed
+            if killed < len(ks):
+                failures.append(f"{kind}: {killed} kills of {len(ks)}")
+    return {"calls": calls, "kills": done, "failures": failures}
 
 
-def _unwhole(out: Path) -> list[str]:
-    """What is there and not whole."""
-    try:
-        if (out / "manifest.json").exists():
-            LanguageModel.from_pretrained(out)
-        newest = run_folder.RunFolder(out)._snapshots()[:1]
-        for path in newest:
-            run_folder._read_snapshot(path)
-    except CheckpointError as error:
-        return [str(error)]
-    return []
-
-
-def _digest(out: Path) -> list[str]:
-    names = ("metrics.jsonl", "model.safetensors", "config.json", "manifest.json")
-    paths = [out / name for name in names]
-    paths.append(max((out / "checkpoints").iterdir()) / "tensors.safetensors")
-    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
-
-
-def _kill_at(k: int) -> Callable[[], None]:
-    """Kill this process instead of the k-th fsync, rename or open for writing."""
-
-    def prepare() -> None:
-        calls = [0]
-
-        def counted(function: Any) -> Any:
-            def call(*arguments: Any, **more: Any) -> Any:
-                calls[0] += 1
-                if calls[0] == k:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return function(*arguments, **more)
-
-            return call
-
-        for name in ("fsync", "replace", "rename", "unlink", "rmdir", "mkdir"):
-            setattr(os, name, counted(getattr(os, name)))
-        for module in (storage, run_folder):
-            module.open = counted(open)
-
-    return prepare
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+    pytest.fail("still alive")

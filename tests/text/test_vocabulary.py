@@ -76,7 +76,7 @@ DAMAGED = {
     ),
     "surrogate": (
         damaged("char", lambda c, m, v: v.update({"\ud800": len(v)})),
-        "is no token",
+        "half a surrogate pair",
     ),
     "merges of words": (
         damaged("word", lambda c, m, v: m.update(merges=[["a", "b"]])),
@@ -111,7 +111,7 @@ def test_damaged_file(text, reason, tmp_path, capfd):
     assert capfd.readouterr().err == ""  # no panic of the library either
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=int(os.environ.get("BPTT_SOAK_EXAMPLES", "200")))
 @given(
     level=st.sampled_from(LEVELS),
     place=st.integers(0, 10_000),

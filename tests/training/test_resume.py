@@ -1,6 +1,7 @@
 """A run that was stopped and went on is the run that never stopped, bit for bit."""
 
 import json
+import shutil
 from itertools import pairwise
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from bptt.errors import CheckpointError, InputError
 from bptt.training import Options, RunFolder, Stopped
-from training.problems import corpus, trainer
+from training.problems import corpus, trainer, weights
 
 STEPS = 12
 RUNS = {
@@ -225,28 +226,91 @@ def test_a_snapshot_of_another_model_is_refused(tmp_path, other):
     assert run.progress.step == 0
 
 
-def test_a_snapshot_without_a_weight_is_refused(tmp_path):
-    stopped(tmp_path)
-    progress, tensors = RunFolder(tmp_path).load_snapshot()
-    del tensors["model.decoder.bias"]
-    RunFolder(tmp_path).save_snapshot(progress, tensors)
-    run, _ = trainer(tmp_path, steps=STEPS)
-    with pytest.raises(CheckpointError, match="does not fit"):
-        run.resume()
+MISFITS = {
+    "a weight is missing": ("model.decoder.bias", None),
+    "a weight of another shape": ("model.decoder.bias", torch.zeros(3)),
+    "a weight of another rank": ("model.decoder.weight", torch.zeros(2, 3, 5)),
+    "a weight in integers": ("model.decoder.bias", torch.int32),
+    "a weight in float64": ("model.decoder.bias", torch.float64),
+    "one tensor too many": ("model.more", torch.zeros(1)),
+    "a name of nothing": ("more", torch.zeros(1)),
+    "no momentum": ("optimizer.0.exp_avg", None),
+    "no number of steps": ("optimizer.3.step", None),
+    "more than a number of steps": ("optimizer.3.step", torch.zeros(2)),
+    "momentum of another shape": ("optimizer.1.exp_avg_sq", torch.zeros(4)),
+    "momentum of no parameter": ("optimizer.99.exp_avg", torch.zeros(4)),
+    "an optimiser that keeps more": ("optimizer.0.momentum_buffer", torch.zeros(4)),
+    "half of the carried state": ("state.1", None),
+    "the other half of it": ("state.0", None),
+    "a carried state of other rows": ("state.0", torch.zeros(1, 3, 6)),
+    "a third carried state": ("state.2", torch.zeros(1, 2, 6)),
+}
 
 
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
-def test_a_snapshot_whose_tensors_have_other_shapes_is_refused(tmp_path, cell):
-    stopped(tmp_path, cell=cell)
+@pytest.fixture(scope="module")
+def crashed(tmp_path_factory):
+    """The run that never stopped, and one with the snapshots of steps 5 and 6."""
+    options = {"steps": STEPS, "dropout": 0.3, "snapshot_every": 2}
+    expected = finished(tmp_path_factory.mktemp("whole"), options)
+    folder = tmp_path_factory.mktemp("crashed")
+    crash_at(folder, options, step=7)
+    return expected, folder, options
+
+
+@pytest.mark.parametrize("what", MISFITS)
+def test_a_snapshot_that_does_not_fit_is_passed_over(tmp_path, crashed, what):
+    expected, before, options = crashed
+    folder = shutil.copytree(before, tmp_path / "run")
+    progress, tensors = RunFolder(folder).load_snapshot()
+    assert progress.step == 6
+    name, new = MISFITS[what]
+    if isinstance(new, torch.dtype):
+        new = tensors[name].to(new)
+    spoilt = {n: t for n, t in (tensors | {name: new}).items() if t is not None}
+    RunFolder(folder).save_snapshot(progress, spoilt)
+    run, _ = trainer(folder, data=small(options), **options)
+    assert run.resume()
+    assert run.progress.step == 5
+    (said,) = run.folder.passed_over
+    path = folder / "checkpoints" / "step-000000006" / "tensors.safetensors"
+    assert said.startswith(f"{path}: the snapshot does not fit this model: '")
+    assert "\n" not in said
+    if what == next(iter(MISFITS)):
+        run.run()
+        assert result(folder, run) == expected
+
+
+@pytest.mark.parametrize(
+    ("cell", "optimizer"), [("lstm", "adamw"), ("gru", "adamw"), ("rnn", "sgd")]
+)
+def test_where_no_snapshot_fits_the_newest_is_named(tmp_path, cell, optimizer):
+    options = {"cell": cell, "optimizer": optimizer}
+    stopped(tmp_path, **options)
+    for path in (tmp_path / "checkpoints").iterdir():
+        if path.name != "step-000000005":
+            shutil.rmtree(path)
     progress, tensors = RunFolder(tmp_path).load_snapshot()
+    run, _ = trainer(tmp_path, steps=STEPS, **options)
+    before = weights(run.model)
     for name in tensors:
         for other in (torch.zeros(3), torch.zeros(2, 3, 5), tensors[name][..., None]):
             RunFolder(tmp_path).save_snapshot(progress, tensors | {name: other})
-            run, _ = trainer(tmp_path, steps=STEPS, cell=cell)
-            with pytest.raises(
-                CheckpointError, match=r"tensors\.safetensors: the snap"
-            ):
+            with pytest.raises(CheckpointError) as caught:
                 run.resume()
+            assert "step-000000005/tensors.safetensors: the snap" in str(caught.value)
+            assert all(torch.equal(w, before[n]) for n, w in weights(run.model).items())
     RunFolder(tmp_path).save_snapshot(progress, tensors)
-    run, _ = trainer(tmp_path, steps=STEPS, cell=cell)
     assert run.resume()
+
+
+@pytest.mark.parametrize("field", ["k2", "chosen_k2"])
+def test_a_chosen_k2_beyond_the_largest_is_passed_over(tmp_path, field):
+    options = AUTO | {"snapshot_every": 3}
+    crash_at(tmp_path, options, step=8)
+    progress, tensors = RunFolder(tmp_path).load_snapshot()
+    setattr(progress, field, 33)
+    RunFolder(tmp_path).save_snapshot(progress, tensors)
+    run, _ = trainer(tmp_path, data=small(options), **options)
+    assert run.resume()
+    assert run.progress.step < progress.step
+    assert "its k2 is above the run's largest, 32" in run.folder.passed_over[0]

@@ -1,5 +1,6 @@
 import json
 import os
+from contextlib import suppress
 
 import pytest
 import torch
@@ -7,7 +8,8 @@ import torch
 from bptt import storage
 from bptt.errors import CheckpointError, InputError
 from bptt.training import RunFolder
-from bptt.training.run_folder import METRICS, TIMINGS, Progress
+from bptt.training.run_folder import METRICS, TIMINGS, Progress, _read_snapshot
+from failing_disk import Killed, failing
 
 TENSORS = {
     "model.w": torch.tensor([[1.5, -0.0], [float("inf"), 1e-45]]),
@@ -97,7 +99,19 @@ def test_a_last_line_cut_short_is_dropped(folder):
     assert not folder.finished
 
 
-@pytest.mark.parametrize("line", ['{"step": 1, "lo', "[]", "", "\udcff", "3"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        *('{"step": 1, "lo', "[]", "", "\udcff", "3"),
+        *(
+            '{"step": "1"}',
+            '{"k2": 0}',
+            '{"valid_loss": "3"}',
+            '{"valid_loss": null}',
+            '{"final": 1}',
+        ),
+    ],
+)
 def test_a_damaged_line_is_named(folder, line):
     data = f'{{"step": 1}}\n{line}\n{{"step": 3}}\n'
     (folder.path / METRICS).write_bytes(data.encode(errors="surrogateescape"))
@@ -137,7 +151,7 @@ def test_a_snapshot_replaces_one_of_the_same_step(folder):
 
 
 def test_what_a_crash_left_behind_is_in_nobodys_way(folder):
-    aside = folder.path / "checkpoints" / ".step-000000003.new"
+    aside = folder.path / "checkpoints" / ".begun"
     aside.mkdir()
     (aside / "tensors.safetensors").write_bytes(b"half")
     assert folder.load_snapshot() is None
@@ -179,7 +193,19 @@ def test_nothing_but_damaged_snapshots(folder, name):
 
 
 @pytest.mark.parametrize(
-    "state", [b"{}", b"[]", b"", b'{"data": "d", "colour": 1}', b'{"data": 3}']
+    "state",
+    [
+        b"{}",
+        b"[]",
+        b"",
+        b'{"data": "d", "step": 1, "colour": 1}',
+        b'{"data": 3, "step": 1}',
+        b'{"data": "d", "step": 2}',  # that of another snapshot
+        b'{"data": "d", "step": -1}',
+        b'{"data": "d", "step": 1, "scale": 2}',
+        b'{"data": "d", "step": 1, "k2": 0}',
+        b'{"data": "d", "step": 1, "skipped": -1}',
+    ],
 )
 def test_a_state_that_is_none(folder, state):
     snapshot(folder, 1)
@@ -233,7 +259,7 @@ def test_replacing_a_snapshot_leaves_one_whenever_it_is_killed(folder, monkeypat
     class Killed(BaseException):
         pass
 
-    snapshot(folder, 3, scale=1.0)
+    snapshot(folder, 3, elapsed_s=0.0)
     k = 0
     while True:
         k += 1
@@ -252,15 +278,37 @@ def test_replacing_a_snapshot_leaves_one_whenever_it_is_killed(folder, monkeypat
             for name in ("fsync", "replace", "rename", "unlink", "rmdir"):
                 patch.setattr(os, name, counted(getattr(os, name)))
             try:
-                snapshot(folder, 3, scale=float(k))
+                snapshot(folder, 3, elapsed_s=float(k))
             except Killed:
                 pass
             else:
                 break
-        assert folder.load_snapshot()[0].scale in (1.0, *map(float, range(1, k + 1)))
+        assert folder.load_snapshot()[0].elapsed_s in range(k + 1)
     assert k > 3 + 3
-    assert folder.load_snapshot()[0].scale == k
+    assert folder.load_snapshot()[0].elapsed_s == k
     assert snapshots(folder) == ["step-000000003"]
+
+
+def test_a_kill_leaves_no_half_of_an_old_snapshot(folder, monkeypatch):
+    step = k = 0
+    done = False
+    while not done:
+        k += 1
+        for _ in range(3):
+            step += 1
+            snapshot(folder, step)
+        with monkeypatch.context() as patch:
+            failing(patch, Killed(), k, kinds=("rename", "unlink", "rmdir"))
+            with suppress(Killed):
+                snapshot(folder, step + 1)
+                done = True
+        for path in (folder.path / "checkpoints").glob("step-*"):
+            _read_snapshot(path)
+        step += 1
+    assert k > 1 + 1 + 3 + 1
+    snapshot(folder, step + 1)
+    snapshot(folder, step + 2)
+    assert snapshots(folder) == [f"step-{step + i:09d}" for i in (1, 2)]
 
 
 def test_what_is_in_the_place_of_a_snapshot_gives_way(folder):

@@ -115,7 +115,9 @@ def train(command: Train) -> int:
                 to.print(f"The run in {escape(str(path))} is finished.")
                 return 0
             _check_same_run(folder.path, model, config)
-            if trainer.resume():
+            with _disk_errors(path):
+                resumed = trainer.resume()
+            if resumed:
                 _say_resumed(to, trainer)
             else:
                 to.print("No snapshot yet: starting from the beginning.")
@@ -286,7 +288,7 @@ def _check_same_run(path: Path, model: LanguageModel, config: TrainingConfig) ->
 
 def _say_resumed(to: Console, trainer: Trainer) -> None:
     for error in trainer.folder.passed_over:
-        to.print(f"A newer snapshot is not usable: {escape(printable(str(error)))}")
+        to.print(f"A newer snapshot is not usable: {escape(printable(error))}")
     to.print(f"Going on from step {trainer.progress.step}.")
     before, now = trainer.progress.threads, torch.get_num_threads()
     if before not in (None, now):

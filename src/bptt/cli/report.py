@@ -12,7 +12,7 @@ from bptt.cli.progress import console
 from bptt.cli.runs import load_run
 from bptt.errors import InputError
 from bptt.flow import FlowEstimates
-from bptt.language_model import LanguageModel
+from bptt.language_model import CONFIG, WEIGHTS, LanguageModel
 from bptt.report import Findings, findings_of, load, run_data, save
 from bptt.storage import MANIFEST
 from bptt.text import Sentences, Stream, read_text
@@ -59,7 +59,7 @@ def after_training(
 
 
 def _read(to: Console, path: Path, text: tuple[Path, ...]) -> page.RunData:
-    if not (path / MANIFEST).is_file():
+    if not any((path / name).is_file() for name in (MANIFEST, CONFIG, WEIGHTS)):
         if not (path / METRICS).is_file():
             raise InputError(
                 f"{path} is no run: it has neither {MANIFEST} nor {METRICS}; give the "

@@ -5,10 +5,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
+from bptt import strict_json
 from bptt.errors import CheckpointError, InputError
-from bptt.language_model import CONFIG, LanguageModel, read_training
+from bptt.language_model import CONFIG, WEIGHTS, LanguageModel, read_training
 from bptt.storage import MANIFEST
 from bptt.training import TrainingConfig
 
@@ -20,7 +19,8 @@ def load_model(path: Path) -> LanguageModel:
         InputError: it is no run.
         CheckpointError: it is damaged.
     """
-    if not (path / MANIFEST).is_file():
+    # Of a run whose manifest is lost, the rest is there, and that is damage.
+    if not any((path / name).is_file() for name in (MANIFEST, CONFIG, WEIGHTS)):
         raise InputError(
             f"{path} is no run: it has no {MANIFEST}; give the folder that bptt train "
             "printed"
@@ -50,8 +50,8 @@ def training_of(path: Path, training: dict[str, Any]) -> TrainingConfig:
         CheckpointError: a field is missing, unknown or of another kind.
     """
     try:
-        return msgspec.convert(training, TrainingConfig)
-    except msgspec.ValidationError as error:
+        return strict_json.convert(training, TrainingConfig)
+    except ValueError as error:
         raise CheckpointError(f"{path}: training: {error}") from error
 
 

@@ -1,6 +1,6 @@
 """What a run is: the options, with defaults that depend on each other resolved."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -11,6 +11,11 @@ from bptt.training.nonfinite import OnNonfinite
 from bptt.truncation import Truncation
 
 OptimizerName = Literal["adamw", "sgd"]
+
+# In a config file; what the command line is given is checked by `check`.
+_Count = Annotated[int, msgspec.Meta(ge=1)]
+_Positive = Annotated[float, msgspec.Meta(gt=0)]
+_NotNegative = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -78,25 +83,34 @@ class TrainingConfig(
     """
 
     level: Level
-    vocab: int | None
-    window: int | None
-    k1: int | None
-    k2: int | Literal["auto"] | None
-    batch: int
+    vocab: _Count | None
+    window: _Count | None
+    k1: _Count | None
+    k2: _Count | Literal["auto"] | None
+    batch: _Count
     optimizer: OptimizerName
-    lr: float
-    clip: float
-    weight_decay: float
-    epochs: int | None
-    steps: int | None
-    minutes: float | None
+    lr: _Positive
+    clip: _NotNegative
+    weight_decay: _NotNegative
+    epochs: _Count | None
+    steps: _Count | None
+    minutes: _Positive | None
     seed: int
     device: str
-    snapshot_every: int
-    tolerance: float | None = None
-    k2_max: int | None = None
-    choose_every: int | None = None
+    snapshot_every: Annotated[int, msgspec.Meta(ge=0)]
+    tolerance: _Positive | None = None
+    k2_max: _Count | None = None
+    choose_every: _Count | None = None
     on_nonfinite: OnNonfinite = "raise"
+
+    def __post_init__(self) -> None:
+        if (self.k1 is None) != (self.k2 is None):
+            raise ValueError(f"k1 is {self.k1} and k2 is {self.k2}: give both or none")
+        for name in ("window", "tolerance", "k2_max", "choose_every"):
+            if self.k2 == "auto" and getattr(self, name) is None:
+                raise ValueError(f"k2 is auto, and {name} is missing")
+        if [self.epochs, self.steps, self.minutes].count(None) != 2:
+            raise ValueError("one of epochs, steps and minutes must be given")
 
     @property
     def first_k2(self) -> int | None:

@@ -2,15 +2,16 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, final
 
 import msgspec
 import numpy as np
 import torch
 
-from bptt.errors import CheckpointError, InputError
+from bptt.errors import InputError
 from bptt.language_model import LanguageModel
+from bptt.tensor_header import Kind
 from bptt.text import Batch, Stream, StreamBatches
 from bptt.training import nonfinite, snapshot_tensors
 from bptt.training.carried import carried, first_finite
@@ -152,7 +153,7 @@ class Trainer:
 
         Raises:
             InputError: the run began with other texts.
-            CheckpointError: the snapshots are damaged.
+            CheckpointError: no snapshot is usable.
         """
         if not self._load():
             return False
@@ -161,23 +162,27 @@ class Trainer:
         return True
 
     def _load(self, at_most: int | None = None) -> bool:
-        loaded = self.folder.load_snapshot(at_most)
+        loaded = self.folder.load_snapshot(self._check, at_most)
         if loaded is None:
             return False
         progress, tensors = loaded
+        self.state = snapshot_tensors.restore(self.model, self.optimizer, tensors)
+        self.progress = progress
+        return True
+
+    def _check(self, progress: Progress, kinds: Mapping[str, Kind]) -> None:
+        """Refuse the snapshot of another run."""
         if progress.data != self.corpus.digest:
             raise InputError(
                 "--resume needs the texts that the run began with; these are others"
             )
-        try:
-            self.state = snapshot_tensors.restore(self.model, self.optimizer, tensors)
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise CheckpointError(
-                f"{self.folder.tensors_of(progress.step)}: the snapshot does not fit "
-                f"this model: {error}"
-            ) from error
-        self.progress = progress
-        return True
+        streams = (
+            self.batches.batch if isinstance(self.batches, StreamBatches) else None
+        )
+        snapshot_tensors.check(self.model, self.optimizer, streams, kinds)
+        largest = self.config.k2_max or 0
+        if max(progress.k2 or 0, progress.chosen_k2 or 0) > largest:
+            raise ValueError(f"its k2 is above the run's largest, {largest}")
 
     def _go_back(self, error: Diverged) -> None:
         """To the newest snapshot, with a smaller learning rate; or raise `error`."""

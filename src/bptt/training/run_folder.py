@@ -9,16 +9,18 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, final
+from typing import Annotated, Any, final
 
 import msgspec
 import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from bptt import storage, strict_json
+from bptt import storage, strict_json, tensor_header
 from bptt.errors import CheckpointError, InputError
+from bptt.tensor_header import Kind
 
 METRICS = "metrics.jsonl"
 TIMINGS = "timings.jsonl"
@@ -26,6 +28,13 @@ CHECKPOINTS = "checkpoints"
 KEPT_SNAPSHOTS = 2
 _STATE = "state.json"
 _TENSORS = "tensors.safetensors"
+_BEGUN = ".begun"  # a snapshot that is being written
+_DROPPED = ".dropped"  # a snapshot that is being removed
+
+_Count = Annotated[int, msgspec.Meta(ge=0, lt=10**9)]  # what a snapshot's name holds
+_Positive = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
+_Factor = Annotated[float, msgspec.Meta(ge=0, le=1)]  # halved often enough it is 0
+_Seconds = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class Progress(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -53,21 +62,37 @@ class Progress(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """
 
     data: str
-    step: int = 0
-    scale: float = 1.0
+    step: _Count = 0
+    scale: _Factor = 1.0
     last_valid: float | None = None
     best_valid: float | None = None
-    elapsed_s: float = 0.0
-    k2: int | None = None
-    chosen_k2: int | None = None
-    choosing_s: float = 0.0
+    elapsed_s: _Seconds = 0.0
+    k2: _Positive | None = None
+    chosen_k2: _Positive | None = None
+    choosing_s: _Seconds = 0.0
     threads: int | None = None
-    backoff: float = 1.0
-    skipped: int = 0
-    skipped_in_a_row: int = 0
-    rollbacks: int = 0
-    anchor: int | None = None
+    backoff: _Factor = 1.0
+    skipped: _Count = 0
+    skipped_in_a_row: _Count = 0
+    rollbacks: _Count = 0
+    anchor: _Count | None = None
     rolled_back: str | None = None
+
+
+class _Line(msgspec.Struct):
+    """What is read of a line of the logs; there is more in it."""
+
+    step: _Count = 0
+    k2: _Positive | None = None
+    valid_loss: float = math.inf
+    final: bool = False
+
+
+Check = Callable[[Progress, Mapping[str, Kind]], None]
+
+
+def _anything(progress: Progress, kinds: Mapping[str, Kind]) -> None:
+    """Fits."""
 
 
 @final
@@ -83,7 +108,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.passed_over: list[CheckpointError] = []
+        self.passed_over: list[str] = []
         self._waiting: dict[str, list[str]] = {METRICS: [], TIMINGS: []}
 
     def check_free(self) -> None:
@@ -183,10 +208,10 @@ class RunFolder:
         if _is_whole(folder / name):
             storage.write_files(folder / name, files)  # one of the two at any time
         else:
-            aside = folder / f".{name}.new"
+            aside = folder / _BEGUN
             _remove(aside)
             storage.write_files(aside, files)
-            _remove(folder / name)
+            _drop(folder / name)
             os.rename(aside, folder / name)
             storage.sync_folder(folder)
         kept = 0
@@ -195,7 +220,7 @@ class RunFolder:
             if other.name > name or (
                 kept >= KEPT_SNAPSHOTS and other.name != _name(progress.anchor)
             ):
-                _remove(other)
+                _drop(other)
             else:
                 kept += 1
 
@@ -203,39 +228,38 @@ class RunFolder:
         """Remove the snapshots of later steps."""
         for folder in self._snapshots():
             if folder.name > _name(step):
-                _remove(folder)
+                _drop(folder)
 
     def load_snapshot(
-        self, at_most: int | None = None
+        self, check: Check = _anything, at_most: int | None = None
     ) -> tuple[Progress, dict[str, Tensor]] | None:
-        """The newest whole snapshot, or None; later lines of the logs are dropped.
+        """The newest usable snapshot, or None; later lines of the logs are dropped.
 
         Args:
+            check: raises a ValueError for a snapshot that does not fit the run, which
+                is passed over, or an InputError; asked before its tensors are read.
             at_most: leave those of later steps out.
 
         Raises:
-            CheckpointError: there are snapshots and none of them is whole.
+            CheckpointError: there are snapshots and none of them is usable.
+            InputError: that of `check`.
         """
-        failures: list[CheckpointError] = []
+        failures: list[str] = []  # not the errors, whose frames hold what was read
         for folder in self._snapshots():
             if at_most is not None and folder.name > _name(at_most):
                 continue
             try:
-                progress, tensors = _read_snapshot(folder)
+                progress, tensors = _read_snapshot(folder, check)
             except CheckpointError as error:
-                failures.append(error)
+                failures.append(str(error))
             else:
                 self._cut_logs(progress.step)
                 self.passed_over = failures
                 return progress, tensors
         if failures:
-            raise failures[0]
+            raise CheckpointError(failures[0])
         self._cut_logs(-1)  # the run begins again, its first measurement too
         return None
-
-    def tensors_of(self, step: int) -> Path:
-        """The file with a snapshot's tensors."""
-        return self.path / CHECKPOINTS / _name(step) / _TENSORS
 
     def _snapshots(self) -> list[Path]:
         """Newest first."""
@@ -252,11 +276,13 @@ class RunFolder:
         records = []
         for number, line in enumerate(lines):
             try:
-                records.append(msgspec.json.decode(line, type=dict[str, Any]))
-            except (msgspec.MsgspecError, RecursionError) as error:
+                record = msgspec.json.decode(line, type=dict[str, Any])
+                strict_json.convert(record, _Line)
+            except (ValueError, RecursionError) as error:  # msgspec's are ValueErrors
                 if number == len(lines) - 1:  # as a power cut may leave it
                     break
                 raise CheckpointError(f"{path}, line {number + 1}: {error}") from error
+            records.append(record)
         return records
 
     def _cut_logs(self, step: int) -> None:
@@ -272,17 +298,24 @@ def _name(step: int | None) -> str:
     return "" if step is None else f"step-{step:09d}"
 
 
-def _read_snapshot(folder: Path) -> tuple[Progress, dict[str, Tensor]]:
+def _read_snapshot(
+    folder: Path, check: Check = _anything
+) -> tuple[Progress, dict[str, Tensor]]:
     files = storage.read_files(folder, (_STATE, _TENSORS))
     for name in (_STATE, _TENSORS):
         if name not in files:
             raise CheckpointError(f"{folder / storage.MANIFEST} lists no {name}")
     try:
-        progress = msgspec.convert(strict_json.loads(files[_STATE]), Progress)
-    except (msgspec.MsgspecError, ValueError) as error:
+        progress = strict_json.convert(strict_json.loads(files[_STATE]), Progress)
+        if _name(progress.step) != folder.name:
+            raise ValueError(f"it is that of step {progress.step}")
+    except ValueError as error:
         raise CheckpointError(f"{folder / _STATE}: {error}") from error
     try:
-        return progress, safetensors.torch.load(files[_TENSORS])
+        check(progress, tensor_header.kinds(files[_TENSORS]))
+        return progress, safetensors.torch.load(files.pop(_TENSORS))
+    except InputError:
+        raise  # the snapshot is not what is wrong
     except (SafetensorError, KeyError, ValueError) as error:
         raise CheckpointError(f"{folder / _TENSORS}: {error}") from error
 
@@ -293,6 +326,15 @@ def _is_whole(folder: Path) -> bool:
     except CheckpointError:
         return False
     return True
+
+
+def _drop(snapshot: Path) -> None:
+    """Remove a snapshot, or what lies in its place: it is there as a whole or not."""
+    aside = snapshot.with_name(_DROPPED)
+    _remove(aside)  # which a crash has left
+    if snapshot.exists():
+        os.rename(snapshot, aside)
+    _remove(aside)
 
 
 def _remove(path: Path) -> None:

@@ -1,23 +1,27 @@
 """The tensors of a snapshot: weights, what the optimiser keeps, the carried state."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bptt.language_model import LanguageModel
+from bptt.tensor_header import Kind
+
+# What each optimiser keeps for a parameter: like it, but for the one number `step`.
+_KEPT: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
+    torch.optim.SGD: (),
+    torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
+}
+_ONE_NUMBER = Kind(torch.float32, ())
 
 
 def packed(
     model: LanguageModel, optimizer: torch.optim.Optimizer, state: Any
 ) -> dict[str, Tensor]:
     """All of them by name, on the CPU."""
-    tensors = {
-        f"model.{name}": tensor
-        for name, tensor in model.state_dict().items()
-        if not (model.config.tied and name == "decoder.weight")
-    }
+    tensors = {f"model.{name}": tensor for name, tensor in _weights(model).items()}
     for index, kept in optimizer.state_dict()["state"].items():
         for name, value in kept.items():
             tensors[f"optimizer.{index}.{name}"] = value
@@ -28,13 +32,55 @@ def packed(
     }
 
 
+def check(
+    model: LanguageModel,
+    optimizer: torch.optim.Optimizer,
+    streams: int | None,
+    kinds: Mapping[str, Kind],
+) -> None:
+    """Refuse the tensors of another run than this one.
+
+    Args:
+        model: that they are for.
+        optimizer: of the model.
+        streams: rows of the carried state; None if no batch goes on with it.
+        kinds: of the tensors, by name.
+
+    Raises:
+        ValueError: which tensor is missing, too many, or of another kind.
+    """
+    expected = {
+        f"model.{name}": Kind(tensor.dtype, tuple(tensor.shape))
+        for name, tensor in _weights(model).items()
+    }
+    if any(name.startswith("optimizer.") for name in kinds):
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for index, parameter in enumerate(parameters):
+            for name in _KEPT[type(optimizer)]:
+                like_it = Kind(parameter.dtype, tuple(parameter.shape))
+                kind = _ONE_NUMBER if name == "step" else like_it
+                expected[f"optimizer.{index}.{name}"] = kind
+    if (state := kinds.get("state.0")) is not None:
+        rows = streams if streams is not None else (*state.shape, 0, 0)[1]
+        shape = (model.config.layers, rows, model.config.hidden)
+        for index in range(2 if model.config.cell == "lstm" else 1):
+            expected[f"state.{index}"] = Kind(model.decoder.weight.dtype, shape)
+    for name in sorted(kinds.keys() | expected.keys()):
+        found = kinds.get(name)
+        if found != expected.get(name):
+            what = f"{found.dtype} {found.shape}"[:80] if found else "missing"
+            raise ValueError(
+                f"the snapshot does not fit this model: {name[:60]!a} is {what}"
+            )
+
+
 def restore(
     model: LanguageModel, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
 ) -> Any:
-    """Put weights and optimiser back; the carried state.
+    """Put weights and optimiser back from tensors that `check` lets pass.
 
-    Raises:
-        RuntimeError, ValueError, KeyError: they are those of another model.
+    Returns:
+        The carried state.
     """
     weights = {
         name.removeprefix("model."): tensor
@@ -48,35 +94,22 @@ def restore(
         if name.startswith("optimizer."):
             _, index, key = name.split(".", 2)
             states.setdefault(int(index), {})[key] = tensor
-    _check_kept(optimizer, states)
     optimizer.load_state_dict({**saved, "state": states})
     device = model.decoder.weight.device
     parts = [
-        tensors[name].to(device) for name in sorted(tensors) if "state." in name[:6]
+        tensors[name].to(device) for name in ("state.0", "state.1") if name in tensors
     ]
-    shape = (model.config.layers, model.config.hidden)
-    for part in parts:
-        if part.dim() != 3 or (part.shape[0], part.shape[2]) != shape:
-            raise ValueError(f"the carried state has the shape {tuple(part.shape)}")
     if not parts:
         return None
     return parts[0] if len(parts) == 1 else tuple(parts)
 
 
-def _check_kept(
-    optimizer: torch.optim.Optimizer, states: dict[int, dict[str, Tensor]]
-) -> None:
-    """What torch does not: a number, or one for each of the parameter's."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for index, kept in states.items():
-        if not 0 <= index < len(parameters):
-            raise ValueError(f"the optimiser has no parameter {index}")
-        for name, tensor in kept.items():
-            if tensor.dim() and tensor.shape != parameters[index].shape:
-                raise ValueError(
-                    f"optimizer.{index}.{name} has the shape {tuple(tensor.shape)} "
-                    f"and its parameter {tuple(parameters[index].shape)}"
-                )
+def _weights(model: LanguageModel) -> dict[str, Tensor]:
+    return {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if not (model.config.tied and name == "decoder.weight")
+    }
 
 
 def _parts(state: Any) -> Sequence[Tensor]:
