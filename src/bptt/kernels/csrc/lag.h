@@ -41,6 +41,7 @@ class LagScan {
 
  private:
   static constexpr int kBlocks = delta_blocks(kCell);
+  static constexpr int64_t kRowsLater = 2;  // whose tape is fetched
   static constexpr bool kCarry = kCell == Cell::kGru || kCell == Cell::kLstm;
 
   int64_t panels() const { return ceil_div(g_.hidden, kPanel); }
@@ -51,6 +52,7 @@ class LagScan {
   void through_cell(int64_t row, float* delta) const {
     const int64_t H = g_.hidden, t = row / g_.batch, b = row % g_.batch;
     const float* ds = g_.ds + row * H;
+    const int64_t later = min(row + kRowsLater, g_.steps * g_.batch - 1);
     float carry[kPanel], units[kPanel] = {};
     Vec squares{}, squares_c{};
     for (int64_t u = 0; u < panels(); ++u) {
@@ -67,6 +69,9 @@ class LagScan {
       if constexpr (kCarry) {
         to.tape = g_.tape + tape_at(kCell, panels(), steps_, t, u, b);
         to.carry = carry;
+        prefetch<false>(g_.tape + tape_at(kCell, panels(), steps_, later / g_.batch, u,
+                                          later % g_.batch),
+                        tape_blocks(kCell) * kPanel);
       } else {
         to.h = g_.h + (row + g_.batch) * H + at;
       }
