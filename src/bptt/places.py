@@ -31,6 +31,8 @@ class Places:
     def of(cls, rows: Rows, padding: Padding, device: torch.device) -> "Places":
         """Where the steps of ragged rows stand in a batch that is padded so."""
         step = torch.arange(rows.time).unsqueeze(1)
+        if padding.backwards:
+            step = rows.lengths - 1 - step
         if padding.batch_first:
             where = padding.order * padding.time + step
         else:

@@ -23,11 +23,13 @@ class Padding:
         order: (batch,) int64 on the CPU: row `r`, sorted, is the owner's `order[r]`.
         time: steps of each row, no fewer than the longest row has.
         batch_first: (batch, time, ...), else (time, batch, ...).
+        backwards: whether a row's steps are counted from its last one on.
     """
 
     order: Int[Tensor, " batch"]
     time: int
     batch_first: bool
+    backwards: bool = False
 
 
 @dataclass(frozen=True)
@@ -161,8 +163,11 @@ class Rows:
 
     def flipped(self) -> "Rows":
         """The same rows run from their ends: a reset parts the same steps."""
+        padding = self.padding
+        if padding is not None:
+            padding = replace(padding, backwards=not padding.backwards)
         if self.resets is None:
-            return self
+            return replace(self, padding=padding)
         if self.batch_sizes is None:
             first = torch.zeros_like(self.resets[:1])
             resets = torch.cat((first, self.resets[1:].flip(0)))
@@ -172,4 +177,4 @@ class Rows:
         padded = self.pad(self.resets)
         after = torch.cat((padded[1:], torch.zeros_like(padded[:1])))
         resets = self.flip(self.pack(after))
-        return Rows(self.time, self.batch, self.batch_sizes, resets)
+        return Rows(self.time, self.batch, self.batch_sizes, resets, padding)

@@ -51,7 +51,8 @@ class Standing {
     std::iota(order_.begin(), order_.end(), 0);
     std::mt19937 random(p.s.seed);
     std::shuffle(order_.begin(), order_.end(), random);
-    padded_ = {p.s.T + static_cast<int64_t>(random() % 3), order_.data(), random() % 2 > 0};
+    padded_ = {p.s.T + static_cast<int64_t>(random() % 3), order_.data(),
+               random() % 2 > 0, random() % 2 > 0};
     check(fits(padded_, steps), "the order of the rows");
     places_.resize(rows_);
     find_places(padded_, steps, places_.data());

@@ -4,7 +4,8 @@ from torch import Tensor
 
 _Array = tuple[int, int]
 _Rows = tuple[_Array | None, _Array | None]  # offsets, resets
-_Padded = tuple[_Array, int, bool] | None  # order, time, whether the batch is first
+# Order, time, whether the batch is first, whether rows run backwards.
+_Padded = tuple[_Array, int, bool, bool] | None
 _Layer = tuple[
     _Array,  # W
     _Array | None,  # U

@@ -486,11 +486,12 @@ class _Addresses:
             self.maybe(rows.resets),
         )
 
-    def padded(self, rows: Rows) -> tuple[_Array, int, bool] | None:
+    def padded(self, rows: Rows) -> tuple[_Array, int, bool, bool] | None:
         padding = rows.padding
         if padding is None:
             return None
-        return self.of(padding.order), padding.time, padding.batch_first
+        order, time = self.of(padding.order), padding.time
+        return order, time, padding.batch_first, padding.backwards
 
     def maybe(self, t: Tensor | None) -> _Array | None:
         return None if t is None else self.of(t)

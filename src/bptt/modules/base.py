@@ -188,7 +188,7 @@ class ThroughTime(_Base):
         resets: Tensor | None,
     ) -> Any:
         packs = (
-            self.bidirectional
+            (self.bidirectional and self.training and self.dropout)
             or self.proj_size
             or self.memory_budget is not None
             or not isinstance(self._policy(), Truncation)
@@ -226,13 +226,13 @@ class ThroughTime(_Base):
                 row = 2 * at + direction
                 y, state = self._run_layers(
                     [f"l{at}_reverse" if direction else f"l{at}"],
-                    rows.flip(x) if direction else x,
+                    _flipped(x, rows) if direction else x,
                     tuple(part[row : row + 1] for part in initial),
                     [],
                     both[direction],
                     budget,
                 )
-                halves.append(rows.flip(y) if direction else y)
+                halves.append(_flipped(y, rows) if direction else y)
                 final.append(state)
             x = torch.cat(halves, dim=-1)
             if masks and at < len(masks):
@@ -361,3 +361,12 @@ class ThroughTime(_Base):
                 f"truncated ({self.truncation}): a chunk of one direction meets all of "
                 "the other in the layer above; use one layer, or truncation=None"
             )
+
+
+def _flipped(x: Tensor, rows: Rows) -> Tensor:
+    """Each row's steps in the opposite order, but for floats with a padding.
+
+    Those stay where they are, and are read and written from each row's end.
+    """
+    is_padded = rows.padding is not None and x.is_floating_point()
+    return x if is_padded else rows.flip(x)

@@ -180,4 +180,21 @@ MUTATIONS = (
         "tanh's polynomial is used where it does not hold",
         ("kernels/test_accuracy.py::test_tanh_and_sigmoid_to_the_last_digits",),
     ),
+    Mutation(
+        "kernels/csrc/padded.cpp",
+        "p.backwards ? lengths[static_cast<size_t>(b)] - 1 - t : t",
+        "t",
+        "the second direction reads padded rows from their first step on",
+        ("kernels/test_padded.py::test_a_memory_budget_and_both_directions",),
+    ),
+    Mutation(
+        "places.py",
+        "step = rows.lengths - 1 - step",
+        "step = rows.lengths.max() - 1 - step",
+        "the definition's second direction begins in the padding",
+        (
+            "modules/test_rows.py::"
+            "test_both_directions_of_rows_with_resets_are_those_of_their_parts",
+        ),
+    ),
 )

@@ -116,8 +116,9 @@ std::pair<bptt::Steps, int64_t> steps_of(int64_t T, int64_t B, const RowsTuple& 
   return {s, count};
 }
 
-// Order, time and whether the batch is first; absent where nothing is padded.
-using PaddedTuple = std::optional<std::tuple<Array, int64_t, bool>>;
+// Order, time, whether the batch is first and whether the rows run backwards; absent
+// where nothing is padded.
+using PaddedTuple = std::optional<std::tuple<Array, int64_t, bool, bool>>;
 
 // A padded batch, and where the rows of its steps stand.
 struct Placed {
@@ -128,10 +129,10 @@ struct Placed {
   Placed(const PaddedTuple& given, const bptt::Steps& steps, int64_t rows)
       : count(rows) {
     if (!given) return;
-    const auto& [order, time, batch_first] = *given;
+    const auto& [order, time, batch_first, backwards] = *given;
     require(time > 0, "padded rows have steps");
     count = elements({time, steps.batch});
-    padded = {time, at<int64_t>(order, "order", {steps.batch}), batch_first};
+    padded = {time, at<int64_t>(order, "order", {steps.batch}), batch_first, backwards};
     require(steps.offsets, "padded rows are ragged");
     require(bptt::fits(*padded, steps), "the order of padded rows must be one");
     places.resize(static_cast<size_t>(rows));

@@ -10,6 +10,7 @@ struct Padded {
   int64_t time;          // steps of every row, no fewer than the longest row has
   const int64_t* order;  // (batch), row b of a step is the owner's row order[b]
   bool batch_first;      // (batch, time, ...), else (time, batch, ...)
+  bool backwards;        // whether a row's steps are counted from its last one on
 };
 
 // Whether every row of these steps has a place of its own.
