@@ -18,7 +18,7 @@ demo: $(INSTALLED)
 test: $(INSTALLED_DEV)
 	$(BIN)/pytest -n 2
 
-# Kills, damage, wrong arguments and many windows, by the thousand: under an hour.
+# Kills, damage, wrong arguments and many windows, by the thousand: twenty minutes.
 # SHARE=0.05 for a quick look.
 SHARE ?= 1
 soak: $(INSTALLED_DEV)
