@@ -95,6 +95,8 @@ def hostile(mark):
         "{{ cycler.__init__.__globals__.os }}",
         f"#!/bin/sh\ntouch {mark}",
         f"import os; os.mknod({str(mark)!r})",
+        json.dumps({"version": "1.0", "normalizer": {"type": code}, "model": code}),
+        json.dumps({"format": 1, "training": {"optimizer": code, "device": code}}),
     ):
         yield text.encode()
 
@@ -103,7 +105,7 @@ def hostile(mark):
 def test_what_would_run_runs_nothing(tmp_path, vouched):
     mark = tmp_path / "mark"
     contents = list(hostile(mark))
-    assert len(contents) >= 29
+    assert len(contents) >= 30
     pickle.loads(contents[4])
     assert mark.exists()  # it would
     mark.unlink()

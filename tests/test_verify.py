@@ -868,6 +868,7 @@ def test_outputs_that_are_no_tensors_are_refused():
 
 FULL_RUN = """
 import torch
+from bptt.kernels import available
 from bptt.verify import certify
 state, threads, seen = torch.get_rng_state(), torch.get_num_threads(), []
 found = certify(seen.append)
@@ -877,7 +878,8 @@ assert torch.equal(torch.get_rng_state(), state)
 assert torch.get_num_threads() == threads
 for c in found:
     assert c.passed and c.finite_difference_error < 1e-8, c
-    assert 0 < c.float32_error < 5e-6, c
+    assert tuple(c.float32_errors) == available(), c
+    assert all(0 < error < 5e-6 for error in c.float32_errors.values()), c
     assert "checks passed" in c.message, c
 """
 
@@ -900,6 +902,29 @@ def test_a_wrong_gradient_is_recorded_and_not_raised(monkeypatch):
     assert found[0].finite_difference_error > 1e-2
     assert found[0].case == "ids"
     assert found[0].truncation == "Truncation(k1=4, k2=4)"
+
+
+@pytest.mark.skipif(len(kernels.available()) < 2, reason="there is one kernel")
+def test_a_wrong_kernel_is_found_though_another_is_active(monkeypatch):
+    monkeypatch.setattr(certificates, "_CELLS", {"gru": GRU})
+    monkeypatch.setattr(certificates, "_TRUNCATIONS", (Truncation.full(),))
+    monkeypatch.setattr(certificates, "_CASES", certificates._CASES[:1])
+    native, wrong = kernels.native.backward, kernels.available()[-2]
+
+    def backward(kernel, *args, **options):
+        dx, gradients, dstate = native(kernel, *args, **options)
+        if kernel == wrong:
+            gradients[0].dU.mul_(1.001)
+        return dx, gradients, dstate
+
+    monkeypatch.setattr(kernels.native, "backward", backward)
+    with kernels.use("torch"):
+        (found,) = certify()
+        assert kernels.active() == "torch"
+    assert not found.passed
+    assert f"weight_ih_l0, float32 ({wrong}) check" in found.message
+    errors = {name: error > 5e-6 for name, error in found.float32_errors.items()}
+    assert errors == {name: name == wrong for name in kernels.available()}
 
 
 def test_docstrings_run():

@@ -69,6 +69,34 @@ def finished(folder, place, when, stops=(), **options):
 
 
 @pytest.mark.parametrize("place", PLACES)
+def test_wherever_it_appears_no_weight_and_no_snapshot_has_it(tmp_path, place):
+    """At each of 14 steps, in three places: 42 in all."""
+    for bad in range(1, 15):
+        folder = tmp_path / str(bad)
+        before = {}
+        run, watcher = trainer(folder, **BASE | {"steps": 14, "snapshot_every": 3})
+        spoil(run, place, lambda progress, bad=bad: progress.step == bad - 1)
+        before[0] = weights(run.model)
+        watcher.after_step = lambda run, before=before: before.update(
+            {run.progress.step: weights(run.model)}
+        )
+        with pytest.raises(FloatingPointError, match=f"step {bad - 1}: "):
+            run.run()
+        after = weights(run.model)
+        assert max(before) == bad - 1
+        for name, weight in before[bad - 1].items():
+            assert torch.equal(after[name], weight)
+            assert weight.isfinite().all()
+        saved = RunFolder(folder).load_snapshot()
+        due = [step for step in (3, 6, 7, 9, 12) if step < bad]  # 7: a measurement
+        assert (saved is None) == (not due)
+        if saved is not None:
+            progress, tensors = saved
+            assert progress.step == due[-1]
+            assert all(t.isfinite().all() for t in tensors.values())
+
+
+@pytest.mark.parametrize("place", PLACES)
 def test_a_skipped_update_changes_no_weight(tmp_path, place):
     seen = {}
     run, watcher = trainer(tmp_path, **BASE, on_nonfinite="skip")

@@ -1,13 +1,15 @@
 """Hold a module's gradients to differences of its outputs, and float32 to float64."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bptt import kernels as kernels_here
 from bptt.errors import GradientError
 from bptt.modules.base import ThroughTime
 from bptt.random_truncation import Policy, RandomTruncation
@@ -136,8 +138,12 @@ def measure(
     seed: int,
     tolerance: float,
     float32_tolerance: float,
+    kernels: Sequence[str] = (),
 ) -> GradientReport:
-    """`check_gradients` of sound arguments, for a caller that wants failures too."""
+    """`check_gradients` of sound arguments, for a caller that wants failures too.
+
+    With `kernels` float32 is checked by each of them, else by the one that is active.
+    """
     generator = torch.Generator().manual_seed(_STREAM + seed)
     with undisturbed(x.device):
         exact = Subject.copied(module, x, hx, double=True)
@@ -149,8 +155,12 @@ def measure(
         score = loss or weighted_sum(exact.outputs(), generator)
         torch.manual_seed(seed)  # so that the cuts of a random truncation are the same
         double = differentiate(exact, score)
-        torch.manual_seed(seed)
-        single = differentiate(Subject.copied(module, x, hx, double=False), score)
+        singles = {}
+        for kernel in kernels or ("",):
+            with kernels_here.use(kernel) if kernel else nullcontext():
+                torch.manual_seed(seed)
+                subject = Subject.copied(module, x, hx, double=False)
+                singles[kernel] = differentiate(subject, score).gradients
         torch.manual_seed(seed)
         objective = _objective(exact, score, double)
         rows = [
@@ -159,7 +169,11 @@ def measure(
             )
             for name in exact.tensors
         ]
-        rows += _against_float64(single.gradients, double.gradients, float32_tolerance)
+        for kernel, single in singles.items():
+            rows += [
+                replace(row, kernel=kernel)
+                for row in _against_float64(single, double.gradients, float32_tolerance)
+            ]
     return GradientReport(tuple(rows))
 
 

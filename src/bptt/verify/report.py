@@ -23,6 +23,7 @@ class TensorCheck:
         skipped: directions drawn again because no difference along them was to be
             trusted: two step sizes disagreed, as they do across a kink.
         note: why the error is infinite, or empty.
+        kernel: that ran in float32, where several were to be checked, or empty.
     """
 
     tensor: str
@@ -33,6 +34,7 @@ class TensorCheck:
     reference: float
     skipped: int = 0
     note: str = ""
+    kernel: str = ""
 
     @property
     def passed(self) -> bool:
@@ -47,8 +49,9 @@ class TensorCheck:
     def __str__(self) -> str:
         found = "gradient" if self.check == "finite difference" else "in float32"
         against = "difference" if self.check == "finite difference" else "in float64"
+        by = f" ({self.kernel})" if self.kernel else ""
         return (
-            f"{self.tensor}, {self.check} check: relative error {self.error:.3g}, "
+            f"{self.tensor}, {self.check}{by} check: relative error {self.error:.3g}, "
             f"tolerance {self.tolerance:.3g} ({found} {self.gradient:.9g}, {against} "
             f"{self.reference:.9g})" + (f": {self.note}" if self.note else "")
         )
@@ -76,9 +79,18 @@ class GradientReport:
         rows = [row for row in self.rows if not row.passed]
         return tuple(sorted(rows, key=lambda row: -row.severity))
 
-    def max_error(self, check: CheckKind) -> float:
-        """The largest error of one kind of check; a NaN counts as infinite."""
-        errors = [row.error for row in self.rows if row.check == check]
+    def max_error(self, check: CheckKind, kernel: str | None = None) -> float:
+        """The largest error of one kind of check; a NaN counts as infinite.
+
+        Args:
+            check: the kind.
+            kernel: by this one alone; None for any.
+        """
+        errors = [
+            row.error
+            for row in self.rows
+            if row.check == check and kernel in (None, row.kernel)
+        ]
         return max(math.inf if math.isnan(error) else error for error in errors)
 
     def __str__(self) -> str:
