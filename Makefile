@@ -9,7 +9,7 @@ INSTALLED_DEV := .venv/.installed-dev
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt \
   $(wildcard src/bptt/kernels/csrc/*)
 
-.PHONY: demo test soak mutants check sanitize format clean
+.PHONY: demo test soak mutants check native sanitize format clean
 
 demo: $(INSTALLED)
 	$(BIN)/bptt train --minutes 1
@@ -35,8 +35,14 @@ check: $(INSTALLED_DEV)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-# The kernels and their memory in C++ programs, under the address, undefined-behaviour
-# and thread sanitizers.
+# The kernels and their memory in C++ programs; `sanitize` runs them under the address,
+# undefined-behaviour and thread sanitizers, in some six minutes. Both need cmake.
+native:
+	cmake -S . -B build/native -DBPTT_TESTS=ON -DCMAKE_BUILD_TYPE=None \
+	  -DCMAKE_CXX_FLAGS=-O1
+	cmake --build build/native --parallel 2
+	build/native/test_blocks && build/native/test_lags && build/native/test_kernels
+
 sanitize:
 	for kind in address,undefined thread; do \
 	  cmake -S . -B build/$$kind -DBPTT_TESTS=ON -DCMAKE_BUILD_TYPE=Debug \
