@@ -27,10 +27,10 @@ WRONG = (ValueError, IndexError, TypeError, OverflowError, MemoryError)
 _kept = {}
 
 
-def array(*shape, key, dtype=torch.float32):
+def array(*shape, key, dtype=torch.float32, at_end=True):
     """An address with its number of elements; the same one for the same key."""
     if key not in _kept:
-        _kept[key] = guarded(torch.zeros(shape, dtype=dtype), at_end=True)
+        _kept[key] = guarded(torch.zeros(shape, dtype=dtype), at_end=at_end)
     return (_kept[key].data_ptr(), _kept[key].numel())
 
 
@@ -108,8 +108,51 @@ def gradients_arguments(kernel, cell):
     return [kernel, 1, cell, (T, B, H), (None, None), None, delta, h, wanted]
 
 
+def back_lag_arguments(kernel, cell):
+    is_lstm, blocks = cell == 3, {2: 4}.get(cell, GATES[cell])
+    floats = native.tape_floats(kernel, cell, T * B, H)
+    packed = native.packed_floats(kernel, cell, H)
+    return [
+        kernel,
+        1,
+        cell,
+        (T, B, H),
+        T,
+        array(GATES[cell] * H, H, key=("W", cell, 0)),
+        # At the begin of a page, since it must be aligned.
+        array(packed, key=("packed", cell, kernel), at_end=False),
+        array(B + T * B, H, key=("h", 0)),
+        array(floats, key=("tape", cell, kernel)) if floats else None,
+        array(T, B, H, key="ds"),
+        array(T, B, H, key="dc") if is_lstm else None,
+        array(T * B, blocks * H, key=("delta", cell)),
+        array(T, B, H, key="ds_before"),
+        array(T, B, H, key="dc_before") if is_lstm else None,
+        array(T, B, key="squares"),
+        array(T, B, key="squares_c") if is_lstm else None,
+    ]
+
+
+def padded_arguments(kernel, cell):
+    """Those of `forward` for a padded batch of 3 and 1 steps, run from their ends."""
+    offsets, order = torch.tensor([0, 2, 3, 4]), torch.tensor([1, 0])
+    _kept.update(offsets=offsets, order=order)
+    arguments, steps = forward_arguments(kernel, cell), 4
+    floats = native.tape_floats(kernel, cell, steps, H)
+    tape = array(floats, key=("short tape", cell, kernel)) if floats else None
+    arguments[4] = ((offsets.data_ptr(), T + 1), None)
+    arguments[5] = ((order.data_ptr(), B), T, False, True)
+    arguments[9] = [array(steps, H, key="short mask")]
+    arguments[15] = [
+        (array(B + steps, H, key=("short h", layer)), tape) for layer in range(L)
+    ]
+    return arguments
+
+
 CALLS = {
     "forward": (native.forward, forward_arguments),
+    "padded forward": (native.forward, padded_arguments),
+    "back_lag": (native.back_lag, back_lag_arguments),
     "backward": (native.backward, backward_arguments),
     "gradients": (native.gradients, gradients_arguments),
 }

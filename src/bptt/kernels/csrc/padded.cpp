@@ -28,11 +28,14 @@ bool fits(const Padded& p, const Steps& s) {
 }
 
 void find_places(const Padded& p, const Steps& s, int64_t* places) {
-  // Steps of the rows, the longest first.
-  std::vector<int64_t> lengths(static_cast<size_t>(s.batch));
-  for (int64_t t = 0, b = s.batch; t < s.time; ++t) {
-    const int64_t after = t + 1 < s.time ? rows_at(s, t + 1) : 0;
-    while (b > after) lengths[static_cast<size_t>(--b)] = t + 1;
+  // Steps of the rows, the longest first, where rows are counted from their ends.
+  std::vector<int64_t> lengths;
+  if (p.backwards) {
+    lengths.resize(static_cast<size_t>(s.batch));
+    for (int64_t t = 0, b = s.batch; t < s.time; ++t) {
+      const int64_t after = t + 1 < s.time ? rows_at(s, t + 1) : 0;
+      while (b > after) lengths[static_cast<size_t>(--b)] = t + 1;
+    }
   }
   for (int64_t t = 0; t < s.time; ++t) {
     int64_t* at = places + begin_of(s, t);
