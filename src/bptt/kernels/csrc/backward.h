@@ -279,7 +279,8 @@ class BackwardScan {
         // To and fro: what was read last is still in the cache.
         const int64_t u = lag & 1 ? p.panels.begin + p.panels.end - 1 - i : i;
         for (int64_t r = low; r < low + count; ++r) fetch(l, lag, r, u);
-        arriving(p, l, lag, low, count, u);
+        arriving(p, l, lag, low, count, u,
+                 i + 1 == p.panels.end ? u : lag & 1 ? u - 1 : u + 1);
         for (int64_t r = low; r < low + count; ++r)
           finish(l, lag, r, u, p.product + (r - low) * kPanel);
       }
@@ -307,16 +308,18 @@ class BackwardScan {
     return next < s_.time && is_reset(s_, next, r - pass * s_.batch);
   }
 
-  // What arrives at h of layer l from the step after and from the layer above.
+  // What arrives at h of layer l from the step after and from the layer above; panel
+  // `then` comes after panel u.
   void arriving(const Part& p, int l, int64_t lag, int64_t low, int64_t count,
-                int64_t u) const {
-    const int64_t H = b_.hidden, at = u * kPanel;
+                int64_t u, int64_t then) const {
+    const int64_t H = b_.hidden, at = u * kPanel, panel = depth() * kPanel;
+    const bool far = is_far(p.panels, b_.layers * panel);
     bool add = false;
     if (l + 1 < b_.layers) {
       const int64_t skip = kCell == Cell::kGru ? H : 0;  // r z n, after hn
       step_product(count, depth(), previous(l + 1, lag) + low * ld() + skip, ld(),
-                   layer_memory_[l + 1].U + u * depth() * kPanel, 0, 1, false, p.product,
-                   kPanel, false);
+                   layer_memory_[l + 1].U + u * panel, 0, 1, false, p.product, kPanel,
+                   false, far ? layer_memory_[l].W + u * panel : nullptr);
       if (const float* mask = b_.layer[l].mask)
         for (int64_t r = low; r < low + count; ++r) {
           const float* row = mask + step_row(r, lag) * H + at;
@@ -335,8 +338,9 @@ class BackwardScan {
     if (s_.resets && add)
       std::memcpy(kept, p.product, static_cast<size_t>(more) * bytes);
     step_product(more, depth(), previous(l, lag - 1) + low * ld(), ld(),
-                 layer_memory_[l].W + u * depth() * kPanel, 0, 1, false, p.product,
-                 kPanel, add);
+                 layer_memory_[l].W + u * panel, 0, 1, false, p.product, kPanel, add,
+                 far ? (add ? layer_memory_[l + 1].U : layer_memory_[l].W) + then * panel
+                     : nullptr);
     for (int64_t r = 0; s_.resets && r < more; ++r) {
       if (!is_cut_after(lag, low + r)) continue;
       if (add)
@@ -422,7 +426,7 @@ class BackwardScan {
         for (int64_t u = p.panels.begin; u < p.panels.end; ++u) {
           step_product(count, depth(), previous(l, lag) + low * ld(), ld(),
                        layer_memory_[l].W + u * depth() * kPanel, 0, 1, false, p.product,
-                       kPanel, false);
+                       kPanel, false, nullptr);
           for (int64_t r = low; r < low + count; ++r)
             for (int64_t i = 0; !is_reset(s_, 0, r - first) &&
                                 i < min(kPanel, H - u * kPanel);

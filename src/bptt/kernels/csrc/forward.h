@@ -296,17 +296,21 @@ class ForwardScan {
   void step(const Part& p, int64_t t, const float* h_copy, float* h_next) const {
     const int64_t H = f_.hidden;
     const int64_t end = p.rows.begin + active(p, t);
+    const bool far = is_far(p.panels, kGates * H * kPanel);
     for (int64_t low = p.rows.begin; low < end; low += kGroupRows) {
       const int64_t count = min(kGroupRows, end - low);
       for (int64_t i = p.panels.begin; i < p.panels.end; ++i) {
         // To and fro: what was read last is still in the cache.
         const bool back = t & 1;
         const int64_t u = back ? p.panels.begin + p.panels.end - 1 - i : i;
+        const int64_t then = i + 1 == p.panels.end ? u : back ? u - 1 : u + 1;
+        const float* next =
+            far ? W_ + (then * kGates + (back ? kGates - 1 : 0)) * H * kPanel : nullptr;
         for (int64_t b = low; b < low + count; ++b) fetch(t, b, u);
         float* z = p.z_at(u, t % p.ahead, low);
         step_product(count, H, h_copy + low * ldh_, ldh_,
                      W_ + u * kGates * H * kPanel, H * kPanel, kGates, back, z, kWidth,
-                     true);
+                     true, next);
         for (int64_t b = low; b < low + count; ++b)
           finish(t, b, u, z + (b - low) * kWidth, h_next + b * ldh_);
       }

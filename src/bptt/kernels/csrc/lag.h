@@ -108,6 +108,8 @@ class LagScan {
     constexpr bool kAdd = kCell == Cell::kGru;  // to what passes by its gate
     const int64_t H = g_.hidden;
     float edge[kGroupRows * kPanel];
+    const int64_t panel = depth() * kPanel;
+    const bool far = is_far({0, panels()}, panel);
     for (int64_t u = 0; u < panels(); ++u) {
       float* to = g_.ds_before + low * H + u * kPanel;
       const int64_t valid = min(kPanel, H - u * kPanel);
@@ -115,8 +117,10 @@ class LagScan {
       const size_t bytes = static_cast<size_t>(valid) * sizeof(float);
       for (int64_t r = 0; r < count && !direct && kAdd; ++r)
         std::memcpy(edge + r * kPanel, to + r * H, bytes);
-      step_product(count, depth(), delta, ld(), g_.packed + u * depth() * kPanel, 0, 1,
-                   false, direct ? to : edge, direct ? H : kPanel, kAdd);
+      const int64_t then = u + 1 < panels() ? u + 1 : 0;
+      step_product(count, depth(), delta, ld(), g_.packed + u * panel, 0, 1, false,
+                   direct ? to : edge, direct ? H : kPanel, kAdd,
+                   far ? g_.packed + then * panel : nullptr);
       for (int64_t r = 0; r < count && !direct; ++r)
         std::memcpy(to + r * H, edge + r * kPanel, bytes);
     }

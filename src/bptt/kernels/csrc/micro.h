@@ -17,14 +17,19 @@ constexpr int kRows = kLanes == 16 ? 8 : kLanes == 8 ? 6 : 4;
 // number of pieces; a piece of a panel stays in the first-level cache meanwhile.
 constexpr int64_t kDepth = 256;
 
+// So many floats of the next panel, a line of the cache, a tile may ask for at each k:
+// one that comes from far away then arrives in time, and not all at once.
+constexpr int kFetched = kPanel < 16 ? kPanel : 16;
+
 // c (rows, kPanel) = [c +] a (rows, depth) b (depth, kPanel).
-// a: element (r, k) at a[r * row + k * column]; b: aligned; c: rows of stride ldc.
+// a: element (r, k) at a[r * row + k * column]; b: aligned; c: rows of stride ldc; next:
+// (depth * kFetched), which `Fetch` brings into the second-level cache.
 // Few rows take the sum in `Split` interleaved parts, to keep the multipliers busy;
 // not in packed products, where how many rows are left depends on the threads, and the
 // bits of a result must not.
-template <int Rows, int Split, bool Packed>
+template <int Rows, int Split, bool Packed, bool Fetch>
 inline void tile(int64_t depth, const float* a, int64_t row, const float* b, float* c,
-                 int64_t ldc, bool add) {
+                 int64_t ldc, bool add, const float* next) {
   const int64_t column = Packed ? kRows : 1;
   if (Packed) row = 1;
   Vec sums[Split][Rows][kVectors] = {};
@@ -37,6 +42,7 @@ inline void tile(int64_t depth, const float* a, int64_t row, const float* b, flo
   for (; k + Split <= depth; k += Split) {
 #pragma GCC unroll 8
     for (int s = 0; s < Split; ++s) {
+      if (Fetch) __builtin_prefetch(next + (k + s) * kFetched, 0, 2);
       Vec right[kVectors];
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v)
@@ -65,12 +71,14 @@ inline void tile(int64_t depth, const float* a, int64_t row, const float* b, flo
     }
 }
 
-template <bool Packed>
+template <bool Packed, bool Fetch = false>
 inline void tile(int64_t rows, int64_t depth, const float* a, int64_t row,
-                 const float* b, float* c, int64_t ldc, bool add) {
+                 const float* b, float* c, int64_t ldc, bool add,
+                 const float* next = nullptr) {
 #define BPTT_TILE(R, S) \
   case R:               \
-    return tile<R, Packed ? 1 : S, Packed>(depth, a, row, b, c, ldc, add);
+    return tile<R, Packed ? 1 : S, Packed, Fetch && (R > 2)>(depth, a, row, b, c, \
+                                                             ldc, add, next);
   switch (rows) {
     BPTT_TILE(1, 4)
     BPTT_TILE(2, 2)

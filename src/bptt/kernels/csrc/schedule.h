@@ -14,6 +14,11 @@ constexpr int64_t kGroupRows = 4 * kRows;
 // should fit its second-level cache.
 constexpr int64_t kResidentFloats = 192 * 1024;
 
+// Whether panels of so many floats, read at every step, come from beyond that cache.
+inline bool is_far(Range panels, int64_t floats) {
+  return (panels.end - panels.begin) * floats > kResidentFloats;
+}
+
 constexpr int kMostRowParts = 256;
 // Groups of threads that divide the units of the same rows.
 constexpr int kMostGroups = 16;
@@ -123,18 +128,32 @@ inline int64_t group_rows(int64_t low, int64_t end) {
 
 // A step's product: c (rows, count * kPanel), rows of stride ldc, = [c +] a (rows, depth)
 // times panels b[0 .. count), each (depth, kPanel), the last one first if `back`; rows up
-// to kGroupRows.
+// to kGroupRows. `next`: the panel that will be read after these, if they come from
+// beyond the second-level cache, else null.
 inline void step_product(int64_t rows, int64_t depth, const float* a, int64_t lda,
                          const float* b, int64_t panel_stride, int count, bool back,
-                         float* c, int64_t ldc, bool add) {
+                         float* c, int64_t ldc, bool add, const float* next) {
   for (int64_t k = 0; k < depth; k += kDepth) {
     int64_t piece = min(kDepth, depth - k);
     for (int i = 0; i < count; ++i) {
       const int p = back ? count - 1 - i : i;
-      for (int64_t r = 0; r < rows; r += kRows)
-        tile<false>(min(kRows, rows - r), piece, a + r * lda + k, lda,
-                    b + p * panel_stride + k * kPanel, c + r * ldc + p * kPanel, ldc,
-                    add || k > 0);
+      const float* from = b + p * panel_stride + k * kPanel;
+      const float* after = next;
+      if (i + 1 < count)
+        after = from + (back ? -panel_stride : panel_stride);
+      else if (k + kDepth < depth)
+        after = b + (back ? count - 1 : 0) * panel_stride + (k + kDepth) * kPanel;
+      for (int64_t r = 0; r < rows; r += kRows) {
+        const int64_t height = min(kRows, rows - r);
+        const float* left = a + r * lda + k;
+        float* to = c + r * ldc + p * kPanel;
+        const int64_t part = r / kRows * piece * kFetched;
+        if (next && part < piece * kPanel)
+          tile<false, true>(height, piece, left, lda, from, to, ldc, add || k > 0,
+                            after + part);
+        else
+          tile<false>(height, piece, left, lda, from, to, ldc, add || k > 0);
+      }
     }
   }
 }
