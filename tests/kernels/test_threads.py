@@ -27,6 +27,10 @@ SHAPES = [
     {"hidden": 70, "batch": 33, "time": 12, "inputs": 129, "bidirectional": True},
     {"hidden": 256, "batch": 16, "time": 6, "inputs": 100},
     {"hidden": 48, "batch": 9, "time": 30, "inputs": 60, "ids": True},
+    # So few rows that other threads form products before the loop and behind it, and
+    # then so many of these that the loop's own thread takes a part.
+    {"hidden": 64, "batch": 4, "time": 200, "inputs": 16},
+    {"hidden": 24, "batch": 4, "time": 200, "inputs": 400},
 ]
 SHAPE = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: str(s["hidden"]))
 CUT = Truncation(2, 5)
@@ -36,7 +40,9 @@ FORKS_WORK = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("shape", SHAPES[1:5], ids=lambda s: str(s["hidden"]))
+@pytest.mark.parametrize(
+    "shape", SHAPES[1:5] + SHAPES[6:], ids=lambda s: str(s["hidden"])
+)
 @pytest.mark.parametrize("threads", [1, 2])
 @KIND
 def test_the_same_bits_run_after_run(kind, threads, shape, set_threads):

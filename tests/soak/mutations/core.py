@@ -15,10 +15,25 @@ MASKS = (
     "test_dropout_masks_stand_between_the_layers_of_every_pass",
 )
 ROWS = ("kernels/test_rows.py::test_ragged_rows_and_resets",)
+THREADS = ("kernels/test_threads.py::test_as_exact_on_any_number_of_threads",)
 PADDED = ("kernels/test_padded.py::test_the_bits_of_the_packed_sequence",)
 AHEAD = "kernels/csrc/forward.h"
 
 MUTATIONS = (
+    Mutation(
+        AHEAD,
+        "help(part, begin + ahead, part, team.size());",
+        "help(part, begin + ahead, part, team.size() + 1);",
+        "a share of U x is formed by nobody",
+        THREADS,
+    ),
+    Mutation(
+        AHEAD,
+        "help(part, begin + ahead, part - scanners, helpers);",
+        "help(part, begin, part - scanners, helpers);",
+        "helpers form U x of the steps that the loop is at",
+        THREADS,
+    ),
     Mutation(
         "kernels/native.py",
         "return truncation.k1, truncation.k2",

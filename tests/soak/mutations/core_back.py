@@ -14,6 +14,7 @@ ENDS = (
     "test_the_final_states_error_belongs_to_the_last_steps_pass",
 )
 ROWS = ("kernels/test_rows.py::test_ragged_rows_and_resets",)
+THREADS = ("kernels/test_threads.py::test_as_exact_on_any_number_of_threads",)
 FLOW = ("flow/test_flow.py::test_float32_of_every_kernel_is_that_of_float64",)
 BACK = "kernels/csrc/backward.h"
 GRADIENTS = "kernels/csrc/gradients.h"
@@ -173,15 +174,15 @@ MUTATIONS = (
     ),
     Mutation(
         BACK,
-        "lag_rows.ids(lag), lag_rows.dx(), nullptr, lag == 0);",
-        "lag_rows.ids(lag), lag_rows.dx(), nullptr, lag <= 1);",
+        "products_of.add({part, lag == 0, true}",
+        "products_of.add({part, lag <= 1, true}",
         "the gradients of the first lag are written over",
         ALONG,
     ),
     Mutation(
         BACK,
-        "g.x_places ? g.x_places + row : nullptr, lag < piece());",
-        "g.x_places ? g.x_places + row : nullptr, true);",
+        "Turn turn{part, lag < piece(), lag + 1 == s_.time}",
+        "Turn turn{part, true, lag + 1 == s_.time}",
         "of the pieces of a long sequence the last one alone counts",
         LARGE,
     ),
@@ -222,11 +223,18 @@ MUTATIONS = (
     ),
     Mutation(
         GRADIENTS,
-        "weights(part, rows, delta, lda, H_, h, H_, h_places, g_.dW + 2 * H_ * H_",
-        "weights(part, rows, delta + 3 * H_, lda, H_, h, H_, h_places, "
+        "weights(turn, rows, delta, lda, H_, h, H_, h_places, g_.dW + 2 * H_ * H_",
+        "weights(turn, rows, delta + 3 * H_, lda, H_, h, H_, h_places, "
         "g_.dW + 2 * H_ * H_",
         "dW_n is made without the reset gate",
         WIDTHS,
+    ),
+    Mutation(
+        GRADIENTS,
+        "product_part(p, {0, cut}, part, part, relieved_);",
+        "product_part(p, {0, cut - kRows}, part, part, relieved_);",
+        "between the rows of the loop's threads and of their helpers some are left out",
+        THREADS,
     ),
     Mutation(
         GRADIENTS,

@@ -87,14 +87,16 @@ template <Cell kCell>
 class BackwardScan {
  public:
   explicit BackwardScan(const Backward& backward)
-      : b_(backward), s_(backward.steps), passes_(backward) {}
+      : b_(backward), s_(backward.steps), passes_(backward), piece_(piece_of()) {}
 
   bool run(Team& team) {
     if (passes_.first_lag() >= passes_.end_lag()) return true;
     const int64_t rows = passes_.count * s_.batch;
     const int threads = team.size();
+    const int64_t aside = fused() && !by_lag() ? product_steps() : 0;
     const Division division =
-        divide(threads, s_, passes_.count, panels(), depth() * panels() * kPanel);
+        divide(team, s_, passes_.count, panels(), depth() * panels() * kPanel, depth(),
+               aside);
     // Per layer: packed W, packed U, the passes' deltas of two lags, their carries.
     const int64_t packed = panels() * depth() * kPanel;
     const int64_t carries = kCarry ? rows * padded_stride(b_.hidden) : 0;
@@ -113,6 +115,13 @@ class BackwardScan {
     const Gradients none{};
     GradientProducts<kCell> products_of(fused() ? *b_.gradients : none, b_.hidden,
                                         threads);
+    if (const int helpers = threads - division.threads(); aside && helpers) {
+      // So much of the products that all threads are done at the same time.
+      const double each = static_cast<double>(aside) / helpers;
+      const int scanners = division.threads();
+      const double part = (each - division.step) / (each + each * helpers / scanners);
+      products_of.relieve(scanners, part < 0 ? 0 : part);
+    }
     LagRows lag_rows(b_, passes_, by_lag());
     if (!products_of || !lag_rows) return false;
     if (!memory || !products || !layer_memory || !before || !places_of)
@@ -150,9 +159,9 @@ class BackwardScan {
         if (by_lag()) lag_rows.gather(part, threads, lag);
         if (overlap || by_lag()) all.wait();
         if (by_lag()) {
-          products_of.add(part, passes_.last(lag) * s_.batch, previous(0, lag), ld(),
-                          lag_rows.h(lag), nullptr, lag_rows.x(lag),
-                          lag_rows.ids(lag), lag_rows.dx(), nullptr, lag == 0);
+          products_of.add({part, lag == 0, true}, passes_.last(lag) * s_.batch,
+                          previous(0, lag), ld(), lag_rows.h(lag), nullptr,
+                          lag_rows.x(lag), lag_rows.ids(lag), lag_rows.dx(), nullptr);
           if (lag_rows.dx()) {
             all.wait();
             lag_rows.scatter(part, threads, lag);
@@ -172,11 +181,13 @@ class BackwardScan {
           all.wait();
           // Where rows have places, those count from the array's own begin.
           const int64_t skip = g.x_places ? 0 : row * g.inputs;
-          products_of.add(part, begin_of(s_, end) - row, previous(0, lag), ld(), h,
+          // While the steps before are still to come, helpers form more of them.
+          const Turn turn{part, lag < piece(), lag + 1 == s_.time};
+          products_of.add(turn, begin_of(s_, end) - row, previous(0, lag), ld(), h,
                           places ? h_places : nullptr, g.x ? g.x + skip : nullptr,
                           g.ids ? g.ids + row : nullptr,
                           g.dx ? g.dx + skip : nullptr,
-                          g.x_places ? g.x_places + row : nullptr, lag < piece());
+                          g.x_places ? g.x_places + row : nullptr);
         }
       }
     };
@@ -189,6 +200,7 @@ class BackwardScan {
   static constexpr int kGates = gates(kCell);
   static constexpr int kBlocks = delta_blocks(kCell);
   static constexpr int64_t kStepsAhead = 4;
+  static constexpr int64_t kNearFloats = 64 * 1024;
   static constexpr bool kCarry = kCell == Cell::kGru || kCell == Cell::kLstm;
 
   struct Part {
@@ -210,8 +222,21 @@ class BackwardScan {
   // steps, and its gradients are formed from them alone.
   bool by_lag() const { return fused() && b_.k2 < s_.time; }
   // Steps whose deltas are kept until their products are formed, when fused.
-  int64_t piece() const {
-    return by_lag() ? 1 : min(s_.time, max(1, kDepth / s_.batch));
+  int64_t piece() const { return piece_; }
+  int64_t piece_of() const {
+    if (by_lag() || !fused()) return 1;
+    const int64_t most = min(s_.time, max(1, kDepth / s_.batch));
+    // Where the gradients stay near, more pieces cost little, and helpers begin earlier.
+    const bool near = depth() * (b_.hidden + b_.gradients->inputs) <= kNearFloats;
+    if (!near) return most;
+    return min(most, max(ceil_div(s_.time, kTimesHelped),
+                         ceil_div(kLeastHelped, s_.batch)));
+  }
+  // Multiplications for the gradients of one step.
+  int64_t product_steps() const {
+    const Gradients& g = *b_.gradients;
+    const int64_t inputs = (g.x && g.dU ? g.inputs : 0) + (g.dx ? g.inputs : 0);
+    return s_.batch * depth() * ((g.dW ? b_.hidden : 0) + inputs);
   }
   int64_t piece_begin(int64_t lag) const {
     return max(0, s_.time - (lag / piece() + 1) * piece());
@@ -273,6 +298,7 @@ class BackwardScan {
 
   // The rows [begin, end) of those.
   void step_rows(const Part& p, int l, int64_t lag, int64_t begin, int64_t end) const {
+    float* deltas = previous(l, lag);
     for (int64_t low = begin, count; low < end; low += count) {
       count = group_rows(low, end);
       for (int64_t i = p.panels.begin; i < p.panels.end; ++i) {
@@ -282,7 +308,7 @@ class BackwardScan {
         arriving(p, l, lag, low, count, u,
                  i + 1 == p.panels.end ? u : lag & 1 ? u - 1 : u + 1);
         for (int64_t r = low; r < low + count; ++r)
-          finish(l, lag, r, u, p.product + (r - low) * kPanel);
+          finish(l, lag, r, u, p.product + (r - low) * kPanel, deltas + r * ld());
       }
     }
   }
@@ -372,7 +398,9 @@ class BackwardScan {
     return begin_of(s_, passes_.step(pass, lag)) + r - pass * s_.batch;
   }
 
-  void finish(int l, int64_t lag, int64_t r, int64_t u, const float* ds) const {
+  // The cell's derivative for row r and panel u; deltas (delta_blocks * hidden) of the row.
+  void finish(int l, int64_t lag, int64_t r, int64_t u, const float* ds,
+              float* deltas) const {
     const BackwardLayer& layer = b_.layer[l];
     const LayerMemory& memory = layer_memory_[l];
     const int64_t H = b_.hidden, at = u * kPanel;
@@ -392,7 +420,7 @@ class BackwardScan {
     } else {
       to.h = layer.h + (row + s_.batch) * H + at;
     }
-    to.previous = previous(l, lag) + r * ld() + at;
+    to.previous = deltas + at;
     if (!fused()) to.delta = layer.delta + row * kBlocks * H + at;
     for (int64_t unit = 0; unit < min(kPanel, H - at); unit += kLanes) {
       const int first = static_cast<int>(unit);
@@ -450,6 +478,7 @@ class BackwardScan {
   const Backward& b_;
   const Steps& s_;
   const Passes passes_;
+  const int64_t piece_;
   LayerMemory* layer_memory_ = nullptr;
 };
 

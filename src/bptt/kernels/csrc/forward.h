@@ -122,9 +122,10 @@ class ForwardScan {
     Range rows, panels;
     int64_t ahead;  // steps
     float* z;       // (panels, ahead * rows, z_blocks, kPanel)
-    float* left;    // rows of x, packed
+    float* left;    // rows of x, packed; each thread's own
     float* bias;    // (panels, z_blocks, kPanel)
-    int64_t* first; // (ahead + 1), where the rows of each of the steps begin in z
+    int64_t* first; // (ahead + 1), where the rows of each of the steps begin in z; each
+                    // thread's own
 
     float* z_at(int64_t u, int64_t step, int64_t row) const {
       return z + ((u - panels.begin) * ahead * (rows.end - rows.begin) + first[step] +
@@ -141,37 +142,63 @@ class ForwardScan {
   bool run_packed(Team& team) {
     const int64_t H = f_.hidden, B = s_.batch, I = f_.inputs;
     const int64_t W_panel = H * kPanel, U_panel = I * kPanel;
+    const int64_t aside = f_.x ? B * kGates * panels() * U_panel : 0;
     const Division division =
-        divide(team.size(), s_, 1, panels(), kGates * panels() * W_panel);
+        divide(team, s_, 1, panels(), kGates * panels() * W_panel, kGates * H, aside);
+    const int scanners = division.threads();
+    const int helpers = f_.x ? team.size() - scanners : 0;
+    // Whether they would fall behind without the others.
+    const bool too_few = static_cast<double>(aside) > division.step * helpers;
     const int64_t rows = division.most_rows();
     const int64_t wide = ceil_div(panels(), division.unit_parts);
-    const int64_t ahead = min(s_.time, max(kAheadFloats / (rows * wide * kWidth),
-                                           ceil_div(kLeastAhead, rows)));
+    int64_t ahead = min(s_.time, max(kAheadFloats / (rows * wide * kWidth),
+                                     ceil_div(kLeastAhead, rows)));
+    if (helpers)
+      ahead = min(ahead, max(ceil_div(s_.time, kTimesHelped),
+                             ceil_div(kLeastHelped, rows)));
     const int64_t z_floats = wide * ahead * rows * kWidth;
     const int64_t left_floats = f_.x ? kBlockRows * kDepth : 0;
-    const int64_t each = z_floats + left_floats + wide * kWidth;
+    const int64_t bias_floats = wide * kWidth;
+    const int buffers = helpers ? 2 : 1;
     ldh_ = padded_stride(H);
     Scratch<> W(panels() * kGates * W_panel);
     Scratch<> U(f_.x ? panels() * kGates * U_panel : 0);
     Scratch<> copies(2 * B * ldh_);
-    Scratch<> parts(division.threads() * each);
-    Scratch<int64_t> firsts(division.threads() * (ahead + 1));
-    if (!W || !U || !copies || !parts || !firsts) return false;
+    Scratch<> z(scanners * buffers * z_floats), biases(scanners * bias_floats);
+    Scratch<> lefts((scanners + helpers) * left_floats);
+    Scratch<int64_t> firsts((scanners + helpers) * (ahead + 1));
+    if (!W || !U || !copies || !z || !biases || !lefts || !firsts) return false;
     W_ = W.get();
     U_ = U.get();
     float* h_copy[2] = {copies.get(), copies.get() + B * ldh_};
     Barrier all, groups[kMostGroups];
     all.reset(team.size());
     for (Barrier& barrier : groups) barrier.reset(division.unit_parts);
+    // A scanner's part from step t on, as `thread` works on it.
+    auto part_of = [&](int scanner, int thread, int64_t t) {
+      const int64_t buffer = scanner * buffers + t / ahead % buffers;
+      Part p{division.rows(scanner), division.panels(scanner, panels()), ahead,
+             z.get() + buffer * z_floats, lefts.get() + thread * left_floats,
+             biases.get() + scanner * bias_floats, firsts.get() + thread * (ahead + 1)};
+      p.first[0] = 0;
+      for (int64_t s = 0; s < min(ahead, s_.time - t); ++s)
+        p.first[s + 1] = p.first[s] + active(p, t + s);
+      return p;
+    };
+    // The share of a thread in what all scanners need from step t on.
+    auto help = [&](int thread, int64_t t, int at, int of) {
+      for (int scanner = 0; scanner < scanners; ++scanner) {
+        const Part p = part_of(scanner, thread, t);
+        const Range all_panels = p.panels;
+        const Range mine = share(all_panels.end - all_panels.begin, 1, at, of);
+        project(p, t, {all_panels.begin + mine.begin, all_panels.begin + mine.end});
+      }
+    };
     auto work = [&](int part) {
       pack_weights(part, team.size());
-      const bool mine = part < division.threads();
-      Part p{};
-      if (mine) {
-        float* z = parts.get() + part * each;
-        p = {division.rows(part), division.panels(part, panels()), ahead, z,
-             z + z_floats, z + z_floats + left_floats,
-             firsts.get() + part * (ahead + 1)};
+      const bool scans = part < scanners;
+      if (scans) {
+        const Part p = part_of(part, part, 0);
         set_bias(p);
         for (int64_t b = p.rows.begin; b < p.rows.end; ++b)
           for (int64_t u = p.panels.begin; u < p.panels.end; ++u)
@@ -179,11 +206,23 @@ class ForwardScan {
                         static_cast<size_t>(units(u)) * sizeof(float));
       }
       all.wait();
-      if (!mine) return;
-      for (int64_t t = 0; t < s_.time; ++t) {
-        if (t % ahead == 0) project(p, t, min(ahead, s_.time - t));
-        step(p, t, h_copy[t % 2], h_copy[(t + 1) % 2]);
-        if (division.unit_parts > 1) groups[part / division.unit_parts].wait();
+      if (!scans && !helpers) return;
+      if (helpers) help(part, 0, part, team.size());
+      for (int64_t begin = 0; begin < s_.time; begin += ahead) {
+        if (helpers) all.wait();
+        if (helpers && begin + ahead < s_.time) {
+          if (too_few)
+            help(part, begin + ahead, part, team.size());
+          else if (!scans)
+            help(part, begin + ahead, part - scanners, helpers);
+        }
+        if (!scans) continue;
+        const Part p = part_of(part, part, begin);
+        if (!helpers) project(p, begin, p.panels);
+        for (int64_t t = begin; t < min(s_.time, begin + ahead); ++t) {
+          step(p, t, h_copy[t % 2], h_copy[(t + 1) % 2]);
+          if (division.unit_parts > 1) groups[part / division.unit_parts].wait();
+        }
       }
     };
     parallel(team, work);
@@ -220,11 +259,10 @@ class ForwardScan {
       bias_blocks(u, p.bias + (u - p.panels.begin) * kWidth);
   }
 
-  // z = U x + b of the steps [t, t + steps) for this thread's rows and units.
-  void project(const Part& p, int64_t t, int64_t steps) const {
-    p.first[0] = 0;
-    for (int64_t s = 0; s < steps; ++s) p.first[s + 1] = p.first[s] + active(p, t + s);
-    for (int64_t u = p.panels.begin; u < p.panels.end; ++u) {
+  // z = U x + b of a part's steps from t on, for some of its panels.
+  void project(const Part& p, int64_t t, Range panels) const {
+    const int64_t steps = min(p.ahead, s_.time - t);
+    for (int64_t u = panels.begin; u < panels.end; ++u) {
       const float* bias = p.bias + (u - p.panels.begin) * kWidth;
       for (int64_t s = 0; s < steps; ++s)
         for (int64_t b = p.rows.begin; b < p.rows.begin + active(p, t + s); ++b) {
@@ -233,7 +271,7 @@ class ForwardScan {
           if (f_.ids) add_column(f_.ids[begin_of(s_, t + s) + b], u, z);
         }
     }
-    if (f_.x) add_products(p, t, steps);
+    if (f_.x) add_products(p, t, steps, panels);
   }
 
   // z += the column of U that one-hot input picks.
@@ -252,7 +290,7 @@ class ForwardScan {
   }
 
   // z += U x: rows of all steps together, as one product.
-  void add_products(const Part& p, int64_t t, int64_t steps) const {
+  void add_products(const Part& p, int64_t t, int64_t steps, Range panels) const {
     const int64_t I = f_.inputs, all = p.first[steps];
     for (int64_t low = 0, step = 0; low < all; low += kBlockRows) {
       const int64_t height = min(kBlockRows, all - low);
@@ -264,7 +302,7 @@ class ForwardScan {
           pack_rows(p, t, at, low + r, min(kRows, height - r), all, k, depth,
                     p.left + r * depth);
         }
-        for (int64_t u = p.panels.begin; u < p.panels.end; ++u)
+        for (int64_t u = panels.begin; u < panels.end; ++u)
           for (int gate = 0; gate < kGates; ++gate)
             for (int64_t r = 0; r < height; r += kRows)
               tile<true>(min(kRows, height - r), depth, p.left + r * depth, 1,
@@ -365,7 +403,8 @@ class ForwardScan {
   }
 
   // The cell's arithmetic of step t, row b and panel u.
-  void finish(int64_t t, int64_t b, int64_t u, const float* z, float* h_copy) const {
+  __attribute__((always_inline)) void finish(int64_t t, int64_t b, int64_t u,
+                                             const float* z, float* h_copy) const {
     const int64_t H = f_.hidden, at = u * kPanel;
     const int64_t row = begin_of(s_, t) + b;
     const size_t bytes = static_cast<size_t>(units(u)) * sizeof(float);

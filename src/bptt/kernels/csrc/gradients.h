@@ -24,6 +24,13 @@ inline void column_sums(int64_t m, Range columns, const float* a, int64_t lda,
   }
 }
 
+// One thread's turn at the products of some rows.
+struct Turn {
+  int part;
+  bool first;  // whether nothing has been summed before
+  bool even;   // whether all threads form as much
+};
+
 template <Cell kCell>
 class GradientProducts {
  public:
@@ -33,28 +40,33 @@ class GradientProducts {
 
   explicit operator bool() const { return packs_ && sums_; }
 
-  // Thread `part`'s share for `rows` (step, batch) rows: delta, rows of stride lda, and
+  // Where a turn is not even, the first threads together form only this part of all.
+  void relieve(int first_threads, double part) {
+    relieved_ = first_threads;
+    relieved_part_ = part;
+  }
+
+  // A thread's share for `rows` (step, batch) rows: delta, rows of stride lda, and
   // what belongs to its rows: h before the step, x or ids, and where dx goes; with their
   // places in h, and in x and dx.
-  void add(int part, int64_t rows, const float* delta, int64_t lda, const float* h,
+  void add(Turn turn, int64_t rows, const float* delta, int64_t lda, const float* h,
            Places h_places, const float* x, const int64_t* ids, float* dx,
-           Places x_places, bool first) const {
+           Places x_places) const {
     const float* input_delta = delta + kInput * H_;
     if (g_.dW) {
       if constexpr (kCell == Cell::kGru) {
-        weights(part, rows, delta + H_, lda, 2 * H_, h, H_, h_places, g_.dW, first);
-        weights(part, rows, delta, lda, H_, h, H_, h_places, g_.dW + 2 * H_ * H_, first);
+        weights(turn, rows, delta + H_, lda, 2 * H_, h, H_, h_places, g_.dW);
+        weights(turn, rows, delta, lda, H_, h, H_, h_places, g_.dW + 2 * H_ * H_);
       } else {
-        weights(part, rows, delta, lda, kGates * H_, h, H_, h_places, g_.dW, first);
+        weights(turn, rows, delta, lda, kGates * H_, h, H_, h_places, g_.dW);
       }
     }
     if (g_.dU && g_.x)
-      weights(part, rows, input_delta, lda, kGates * H_, x, g_.inputs, x_places, g_.dU,
-              first);
-    if (g_.dU && g_.ids) columns(part, rows, input_delta, lda, ids, first);
+      weights(turn, rows, input_delta, lda, kGates * H_, x, g_.inputs, x_places, g_.dU);
+    if (g_.dU && g_.ids) columns(turn, rows, input_delta, lda, ids);
     if (g_.db_ih || g_.db_hh)
-      column_sums(rows, share(kBlocks * H_, kLanes, part, threads_), delta, lda,
-                  sums_.get(), !first);
+      column_sums(rows, share(kBlocks * H_, kLanes, turn.part, threads_), delta, lda,
+                  sums_.get(), !turn.first);
     if (dx) {
       Product p{};
       p.m = rows;
@@ -65,7 +77,7 @@ class GradientProducts {
       p.c = dx;
       p.ldc = g_.inputs;
       p.c_places = x_places;
-      product_part(p, part);
+      product_part(p, turn);
     }
   }
 
@@ -92,19 +104,32 @@ class GradientProducts {
   static constexpr int64_t kLeft = kDepth * kBlockRows;
   static constexpr int64_t kRight = kDepth * kBlockColumns;
 
-  void product_part(const Product& p, int part) const {
-    Grid parts = grid(p.m, p.n, threads_);
-    if (part >= parts.rows * parts.columns) return;
+  void product_part(const Product& p, Turn turn) const {
+    const int part = turn.part;
+    if (turn.even || !relieved_) return product_part(p, {0, p.m}, part, part, threads_);
+    const auto low = static_cast<int64_t>(static_cast<double>(p.m) * relieved_part_);
+    const int64_t cut = low / kRows * kRows;
+    if (part < relieved_)
+      product_part(p, {0, cut}, part, part, relieved_);
+    else
+      product_part(p, {cut, p.m}, part, part - relieved_, threads_ - relieved_);
+  }
+
+  // Rows of a product, as the part `at` of `of` that form them.
+  void product_part(const Product& p, Range rows, int part, int at, int of) const {
+    if (rows.begin == rows.end) return;
+    const Grid parts = grid(rows.end - rows.begin, p.n, of);
+    if (at >= parts.rows * parts.columns) return;
     float* right = packs_.get() + part * each_;
-    product_block(p, share(p.m, kRows, part / parts.columns, parts.rows),
-                  share(p.n, kPanel, part % parts.columns, parts.columns),
-                  right + kRight, right);
+    const Range mine = share(rows.end - rows.begin, kRows, at / parts.columns, parts.rows);
+    product_block(p, {rows.begin + mine.begin, rows.begin + mine.end},
+                  share(p.n, kPanel, at % parts.columns, parts.columns), right + kRight,
+                  right);
   }
 
   // to (count, n) [+]= [delta columns]^T right (rows, n)
-  void weights(int part, int64_t rows, const float* delta, int64_t lda, int64_t count,
-               const float* right, int64_t n, Places places, float* to,
-               bool first) const {
+  void weights(Turn turn, int64_t rows, const float* delta, int64_t lda, int64_t count,
+               const float* right, int64_t n, Places places, float* to) const {
     Product p{};
     p.m = count;
     p.n = n;
@@ -114,16 +139,16 @@ class GradientProducts {
     p.b_places = places;
     p.c = to;
     p.ldc = n;
-    p.add = !first;
-    product_part(p, part);
+    p.add = !turn.first;
+    product_part(p, turn);
   }
 
   // The columns of dU that one-hot input picks.
-  void columns(int part, int64_t rows, const float* delta, int64_t lda,
-               const int64_t* ids, bool first) const {
+  void columns(Turn turn, int64_t rows, const float* delta, int64_t lda,
+               const int64_t* ids) const {
     const int64_t width = kGates * H_;
-    const Range mine = share(width, kLanes, part, threads_);
-    if (!g_.dU_columns && first)
+    const Range mine = share(width, kLanes, turn.part, threads_);
+    if (!g_.dU_columns && turn.first)
       std::memset(g_.dU + mine.begin * g_.inputs, 0,
                   static_cast<size_t>((mine.end - mine.begin) * g_.inputs) * sizeof(float));
     for (int64_t r = 0; r < rows; ++r) {
@@ -145,6 +170,8 @@ class GradientProducts {
   const int64_t H_;
   const int threads_;
   const int64_t each_;
+  int relieved_ = 0;  // threads
+  double relieved_part_ = 0;
   Scratch<> packs_;
   Scratch<> sums_;
 };
@@ -155,8 +182,8 @@ bool all_gradients(Team& team, int64_t rows, int64_t hidden, const float* delta,
   GradientProducts<kCell> products(g, hidden, team.size());
   if (!products) return false;
   auto work = [&](int part) {
-    products.add(part, rows, delta, delta_blocks(kCell) * hidden, h, h_places, g.x,
-                 g.ids, g.dx, g.x_places, true);
+    products.add({part, true, true}, rows, delta, delta_blocks(kCell) * hidden, h,
+                 h_places, g.x, g.ids, g.dx, g.x_places);
   };
   parallel(team, work);
   products.finish();

@@ -26,10 +26,12 @@ constexpr int kFetched = kPanel < 16 ? kPanel : 16;
 // (depth * kFetched), which `Fetch` brings into the second-level cache.
 // Few rows take the sum in `Split` interleaved parts, to keep the multipliers busy;
 // not in packed products, where how many rows are left depends on the threads, and the
-// bits of a result must not.
+// bits of a result must not. A call costs nothing beside a tile, and so the compiler has
+// no choice that would depend on its callers.
 template <int Rows, int Split, bool Packed, bool Fetch>
-inline void tile(int64_t depth, const float* a, int64_t row, const float* b, float* c,
-                 int64_t ldc, bool add, const float* next) {
+__attribute__((noinline)) void tile(int64_t depth, const float* a, int64_t row,
+                                    const float* b, float* c, int64_t ldc, bool add,
+                                    const float* next) {
   const int64_t column = Packed ? kRows : 1;
   if (Packed) row = 1;
   Vec sums[Split][Rows][kVectors] = {};

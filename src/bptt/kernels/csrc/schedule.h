@@ -1,4 +1,5 @@
-// How the rows and units of a loop through time are divided among threads.
+// How the rows and units of a loop through time are divided among threads, and what the
+// others do meanwhile.
 #pragma once
 
 #include "product.h"
@@ -19,15 +20,21 @@ inline bool is_far(Range panels, int64_t floats) {
   return (panels.end - panels.begin) * floats > kResidentFloats;
 }
 
+// Helpers get their work in no fewer parts than this, if each has a few tiles.
+constexpr int64_t kTimesHelped = 4;
+constexpr int64_t kLeastHelped = 3 * kRows;
+
 constexpr int kMostRowParts = 256;
 // Groups of threads that divide the units of the same rows.
 constexpr int kMostGroups = 16;
 
-// Threads that hold different rows never wait for each other. Those that divide the
-// units of the same rows meet at a barrier a step, but each keeps its share of the
-// weights in its cache.
+// The threads of the loop: those that hold different rows never wait for each other,
+// and those that divide the units of the same rows meet at a barrier a step, but each
+// keeps its share of the weights in its cache. The rest are helpers: they do what can be
+// done for many steps at once, before the loop comes there or after it.
 struct Division {
   int row_parts, unit_parts;
+  double step;  // what a step costs each of them, in multiplications
   int64_t cuts[kMostRowParts + 1];  // where the rows of each part begin, and their end
 
   int threads() const { return row_parts * unit_parts; }
@@ -87,31 +94,54 @@ inline double cut_by_work(Division& division, const Steps& s) {
   return static_cast<double>(most) / static_cast<double>(s.time);
 }
 
-// weights: floats that a step multiplies with; passes: of a truncation, each with the
-// rows of all steps, side by side.
-inline Division divide(int threads, const Steps& steps, int64_t passes, int64_t panels,
-                       int64_t weights) {
+// weights: floats that a row's step multiplies with; width: its pre-activations; passes:
+// of a truncation, each with the rows of all steps, side by side; aside: multiplications
+// for a step of all rows that helpers can do.
+inline Division divide(Team& team, const Steps& steps, int64_t passes, int64_t panels,
+                       int64_t weights, int64_t width, int64_t aside) {
+  const int threads = team.size();
   const int64_t rows = passes * steps.batch;
   const bool ragged = steps.offsets && passes == 1;
-  // Below this many multiplications a step, meeting (0.1 us) costs more than it saves.
-  constexpr int64_t kWorthMeeting = 6 * 1024;
+  // All costs are in the multiplications that take as long, of which a nanosecond has
+  // about this many.
+  constexpr double kPerNanosecond = 5 * kLanes;
+  // The cell's arithmetic for a pre-activation.
+  constexpr double kArithmetic = 100;
+  // Reading the weights takes as long as multiplying them with so many rows.
+  constexpr double kLeastRows = 3;
+  // Pre-activations that go from thread to thread in the time of a meeting.
+  constexpr double kHandedOver = 8192;
   int64_t blocks = ceil_div(rows, kRows);
-  Division best{1, 1, {}};
+  Division best{1, 1, 0, {}};
   double least = 0;
+  const double meeting =
+      threads > 1 && panels > 1 ? team.meeting() * kPerNanosecond : 0;
   for (int units = 1; units <= threads && units <= panels; ++units) {
-    if (units > 1 && rows * weights < kWorthMeeting * units) break;
     int row_parts =
         static_cast<int>(min(threads / units, min(blocks, units > 1 ? kMostGroups
                                                                     : kMostRowParts)));
-    Division candidate{row_parts, units, {}};
+    Division candidate{row_parts, units, 0, {}};
     double share = static_cast<double>(ceil_div(blocks, row_parts));
     if (ragged)
       share = cut_by_work(candidate, steps);
     else
       cut_equally(candidate, rows);
-    double cost = share * static_cast<double>(ceil_div(panels, units));
-    if (units > 1) cost *= 1.1;
-    if (weights / units > kResidentFloats) cost *= 1.25;
+    double height = share * kRows;
+    if (blocks == 1) height = static_cast<double>(rows);
+    double step = height < kLeastRows ? kLeastRows : height;
+    step *= static_cast<double>(weights);
+    if (weights / units > kResidentFloats) step *= 1.25;
+    step += height * kArithmetic * static_cast<double>(width);
+    step *= static_cast<double>(ceil_div(panels, units)) / static_cast<double>(panels);
+    if (units > 1) step = step * 1.1 + meeting;
+    // Helpers do what is left aside, and scanners their part of it if it takes longer.
+    double cost = step + static_cast<double>(aside) / threads;
+    if (aside && candidate.threads() < threads) {
+      step += height * static_cast<double>(width) * meeting / kHandedOver;
+      cost = (step * candidate.threads() + static_cast<double>(aside)) / threads;
+      if (cost < step) cost = step;
+    }
+    candidate.step = step;
     if (units == 1 || cost < least) {
       least = cost;
       best = candidate;

@@ -305,4 +305,75 @@ void Team::run(void (*work)(void*, int), void* context) {
     pool_->run(size_, work, context);
 }
 
+namespace {
+
+// A team that meets over and over, as in a loop through time.
+struct Meetings {
+  using Clock = std::chrono::steady_clock;
+  static constexpr int kRounds = 16;
+  static constexpr int kBatches = 8;
+  static constexpr std::chrono::milliseconds kPatience{2};
+  static constexpr size_t kLines = 16;  // each 64 bytes
+
+  explicit Meetings(int size) : size(size), written(static_cast<size_t>(size) * kLines) {
+    barrier.reset(size);
+  }
+
+  void work(int part) {
+    const auto begin = Clock::now();
+    Line* mine = &written[static_cast<size_t>(part) * kLines];
+    Line* others = &written[static_cast<size_t>((part + 1) % size) * kLines];
+    for (int batch = 0; batch < kBatches; ++batch) {
+      const auto before = Clock::now();
+      for (int round = 0; round < kRounds; ++round) {
+        for (size_t i = 0; i < kLines; ++i)
+          mine[i].value.store(round, std::memory_order_relaxed);
+        barrier.wait();
+        for (size_t i = 0; i < kLines; ++i)
+          others[i].value.load(std::memory_order_relaxed);
+      }
+      if (part == 0) {
+        const auto now = Clock::now();
+        const std::chrono::duration<double, std::nano> all = now - before;
+        const double each = all.count() / kRounds;
+        best = batch ? std::min(best, each) : each;
+        over.store(now - begin > kPatience, std::memory_order_relaxed);
+      }
+      barrier.wait();
+      if (over.load(std::memory_order_relaxed)) return;
+    }
+  }
+
+  struct alignas(64) Line {
+    std::atomic<int> value{0};
+  };
+  const int size;
+  std::vector<Line> written;
+  Barrier barrier;
+  std::atomic<bool> over{false};
+  double best = 0;
+};
+
+// By the size of the team; 0 where it is not known.
+constexpr int kMostSizes = 64;
+std::atomic<double> known_meetings[kMostSizes + 1];
+
+}  // namespace
+
+double Team::meeting() {
+  std::atomic<double>& known = known_meetings[std::min(size_, kMostSizes)];
+  if (size_ > 1 && known.load(std::memory_order_relaxed) == 0) {
+    Meetings meetings(size_);
+    run([](void* context, int part) { static_cast<Meetings*>(context)->work(part); },
+        &meetings);
+    known.store(meetings.best, std::memory_order_relaxed);
+  }
+  return known.load(std::memory_order_relaxed);
+}
+
+void Team::assume_meeting(double nanoseconds) {
+  for (std::atomic<double>& known : known_meetings)
+    known.store(nanoseconds, std::memory_order_relaxed);
+}
+
 }  // namespace bptt
