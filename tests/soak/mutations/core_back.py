@@ -188,8 +188,8 @@ MUTATIONS = (
     ),
     Mutation(
         BACK,
-        "b_.layer[0].h + (places ? 0 : row * b_.hidden);",
-        "b_.layer[0].h + (places ? 0 : (row + s_.batch) * b_.hidden);",
+        "h += row_before(s_, begin) * b_.hidden;",
+        "h += (row_before(s_, begin) + s_.batch) * b_.hidden;",
         "dW is made with h_t, not h_{t-1}",
         WIDTHS,
     ),

@@ -170,10 +170,14 @@ class BackwardScan {
           const Gradients& g = *b_.gradients;
           const int64_t begin = piece_begin(lag), row = begin_of(s_, begin);
           const int64_t end = s_.time - lag / piece() * piece();
-          const float* h = b_.layer[0].h + (places ? 0 : row * b_.hidden);
-          int64_t* h_places = places_of.get() + (lag / piece() & 1) * places;
-          if (places) places_before(s_, begin, end, part, threads, h_places);
-          if (states) {
+          const float* h = b_.layer[0].h;
+          int64_t* h_places = nullptr;
+          if (!moved || (places && lie_in_a_row(s_, begin, end))) {
+            h += row_before(s_, begin) * b_.hidden;
+          } else if (places) {
+            h_places = places_of.get() + (lag / piece() & 1) * places;
+            places_before(s_, begin, end, part, threads, h_places);
+          } else {
             float* to = before.get() + (lag / piece() & 1) * states;
             states_before(s_, begin, end, b_.layer[0].h, b_.hidden, part, threads, to);
             h = to;
@@ -184,7 +188,7 @@ class BackwardScan {
           // While the steps before are still to come, helpers form more of them.
           const Turn turn{part, lag < piece(), lag + 1 == s_.time};
           products_of.add(turn, begin_of(s_, end) - row, previous(0, lag), ld(), h,
-                          places ? h_places : nullptr, g.x ? g.x + skip : nullptr,
+                          h_places, g.x ? g.x + skip : nullptr,
                           g.ids ? g.ids + row : nullptr,
                           g.dx ? g.dx + skip : nullptr,
                           g.x_places ? g.x_places + row : nullptr);

@@ -18,6 +18,7 @@
 #include "blocks.h"
 #include "layer.h"
 #include "padded.h"
+#include "scratch.h"
 #include "threads.h"
 
 namespace nb = nanobind;
@@ -123,7 +124,7 @@ using PaddedTuple = std::optional<std::tuple<Array, int64_t, bool, bool>>;
 // A padded batch, and where the rows of its steps stand.
 struct Placed {
   std::optional<bptt::Padded> padded;
-  std::vector<int64_t> places;
+  std::shared_ptr<bptt::Scratch<int64_t>> places;
   int64_t count;  // rows of an array that is padded, if any is
 
   Placed(const PaddedTuple& given, const bptt::Steps& steps, int64_t rows)
@@ -135,10 +136,11 @@ struct Placed {
     padded = {time, at<int64_t>(order, "order", {steps.batch}), batch_first, backwards};
     require(steps.offsets, "padded rows are ragged");
     require(bptt::fits(*padded, steps), "the order of padded rows must be one");
-    places.resize(static_cast<size_t>(rows));
-    bptt::find_places(*padded, steps, places.data());
+    places = std::make_shared<bptt::Scratch<int64_t>>(rows);
+    require_memory(static_cast<bool>(*places));
+    bptt::find_places(*padded, steps, places->get());
   }
-  bptt::Places get() const { return padded ? places.data() : nullptr; }
+  bptt::Places get() const { return padded ? places->get() : nullptr; }
 };
 
 Sizes sizes_of(int64_t time, int64_t batch, int64_t inputs, int64_t hidden) {
@@ -280,7 +282,9 @@ void backward(const std::string& name, int threads, int kind,
   elements({b.k1, 4});
   elements({b.k2, 4});
   elements({T + b.k1, B, 4, H});  // no more rows than that run
-  const Placed placed_dy(padded_dy, steps, N), placed_x(padded_x, steps, N);
+  const Placed placed_dy(padded_dy, steps, N);
+  const Placed placed_x =
+      padded_x == padded_dy ? placed_dy : Placed(padded_x, steps, N);
   b.dy = at(dy, "dy", {placed_dy.count, H});
   b.dy_places = placed_dy.get();
   require(!layers.empty() && layers.size() < 1u << 20, "give the layers");

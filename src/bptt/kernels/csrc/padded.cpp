@@ -28,21 +28,22 @@ bool fits(const Padded& p, const Steps& s) {
 }
 
 void find_places(const Padded& p, const Steps& s, int64_t* places) {
-  // Steps of the rows, the longest first, where rows are counted from their ends.
-  std::vector<int64_t> lengths;
+  // Where each row begins, and from there on one step after another.
+  std::vector<int64_t> first(static_cast<size_t>(s.batch));
+  for (int64_t b = 0; b < s.batch; ++b)
+    first[static_cast<size_t>(b)] = place_at(p, s, 0, b);
+  int64_t apart = p.batch_first ? 1 : s.batch;
   if (p.backwards) {
-    lengths.resize(static_cast<size_t>(s.batch));
     for (int64_t t = 0, b = s.batch; t < s.time; ++t) {
       const int64_t after = t + 1 < s.time ? rows_at(s, t + 1) : 0;
-      while (b > after) lengths[static_cast<size_t>(--b)] = t + 1;
+      while (b > after) first[static_cast<size_t>(--b)] += t * apart;
     }
+    apart = -apart;
   }
   for (int64_t t = 0; t < s.time; ++t) {
     int64_t* at = places + begin_of(s, t);
-    for (int64_t b = 0; b < rows_at(s, t); ++b) {
-      const int64_t step = p.backwards ? lengths[static_cast<size_t>(b)] - 1 - t : t;
-      at[b] = place_at(p, s, step, b);
-    }
+    const int64_t rows = rows_at(s, t);
+    for (int64_t b = 0; b < rows; ++b) at[b] = first[static_cast<size_t>(b)] + t * apart;
   }
 }
 

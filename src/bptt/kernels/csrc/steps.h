@@ -32,6 +32,17 @@ inline bool is_reset(const Steps& s, int64_t t, int64_t b) {
 // row as they lie.
 inline bool is_plain(const Steps& s) { return !s.offsets && !s.resets; }
 
+// Where in h (batch + rows, hidden), which begins with the initial states, the states
+// before step t begin if none is reset.
+inline int64_t row_before(const Steps& s, int64_t t) {
+  return t ? s.batch + begin_of(s, t - 1) : 0;
+}
+
+// Whether those of the steps [first, last) lie there one after another, as their rows do.
+inline bool lie_in_a_row(const Steps& s, int64_t first, int64_t last) {
+  return rows_at(s, first ? first - 1 : 0) == rows_at(s, last - 1);
+}
+
 // to (rows) = where in h (batch + rows, hidden), as below, the state before each of the
 // steps [first, last) stands if none is reset, of part `part` of the steps.
 inline void places_before(const Steps& s, int64_t first, int64_t last, int part,
@@ -40,7 +51,7 @@ inline void places_before(const Steps& s, int64_t first, int64_t last, int part,
   for (int64_t t = first + count * part / parts;
        t < first + count * (part + 1) / parts; ++t)
     for (int64_t b = 0; b < rows_at(s, t); ++b)
-      to[begin_of(s, t) - origin + b] = (t ? s.batch + begin_of(s, t - 1) : 0) + b;
+      to[begin_of(s, t) - origin + b] = row_before(s, t) + b;
 }
 
 // to (rows, hidden) = the state before each of the steps [first, last), of part `part`
@@ -50,7 +61,7 @@ inline void states_before(const Steps& s, int64_t first, int64_t last, const flo
   const int64_t origin = begin_of(s, first);
   for (int64_t t = first; t < last; ++t) {
     const int64_t rows = rows_at(s, t), begin = begin_of(s, t);
-    const float* from = h + (t ? s.batch + begin_of(s, t - 1) : 0) * hidden;
+    const float* from = h + row_before(s, t) * hidden;
     for (int64_t b = rows * part / parts; b < rows * (part + 1) / parts; ++b) {
       float* row = to + (begin - origin + b) * hidden;
       const size_t bytes = static_cast<size_t>(hidden) * sizeof(float);
