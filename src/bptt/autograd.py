@@ -120,7 +120,7 @@ def run_ready(
     x: Tensor,
     truncation: Truncation,
 ) -> tuple[Tensor, State]:
-    """`run` of what `native.ready` has found fit: dense, without masks and budget.
+    """`run` of what `native.ready` has found fit, without masks and budget.
 
     Args:
         ready: for these weights and this input, which has a batch axis if there is
@@ -142,7 +142,7 @@ def run_ready(
     if torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (x, *tensors)
     ):
-        rows = Rows(ready.sizes[0], ready.sizes[1])
+        rows = ready.rows or Rows(ready.sizes[0], ready.sizes[1])
         cells = (cell,) * len(weights)
         plan = _Plan(cells, truncation, rows, 0, ready.kernel, None, ())
         y, *final = _apply(  # type: ignore[no-untyped-call]

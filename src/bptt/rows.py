@@ -21,12 +21,14 @@ class Padding:
 
     Attributes:
         order: (batch,) int64 on the CPU: row `r`, sorted, is the owner's `order[r]`.
+        inverse: (batch,) int64: the owner's row `r` is row `inverse[r]`, sorted.
         time: steps of each row, no fewer than the longest row has.
         batch_first: (batch, time, ...), else (time, batch, ...).
         backwards: whether a row's steps are counted from its last one on.
     """
 
     order: Int[Tensor, " batch"]
+    inverse: Int[Tensor, " batch"]
     time: int
     batch_first: bool
     backwards: bool = False
@@ -53,11 +55,23 @@ class Rows:
     resets: Bool[Tensor, "..."] | None = None
     padding: Padding | None = None
 
+    @classmethod
+    def padded(
+        cls,
+        batch_sizes: Tensor,
+        offsets: Tensor,
+        padding: Padding,
+    ) -> "Rows":
+        """Ragged rows of which `offsets` are known, too."""
+        rows = cls(len(batch_sizes), len(padding.order), batch_sizes, None, padding)
+        rows.__dict__["offsets"] = offsets  # where the property would keep it
+        return rows
+
     def packed(self) -> "Rows":
         """The same rows for sequences that are packed."""
         return replace(self, padding=None)
 
-    @property
+    @cached_property
     def steps(self) -> tuple[int, ...]:
         """The leading axes of what comes along with the steps, as masks do."""
         return (int(self.offsets[-1]),) if self.is_ragged else (self.time, self.batch)

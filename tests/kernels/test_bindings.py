@@ -149,7 +149,12 @@ def padded_arguments(kernel, cell):
     return arguments
 
 
+def sort_rows_arguments(kernel, cell):
+    return [[2, 4, 1], array(2 * (3 + 4) + 1, key="sorted", dtype=torch.int64)]
+
+
 CALLS = {
+    "sort_rows": (native.sort_rows, sort_rows_arguments),
     "forward": (native.forward, forward_arguments),
     "padded forward": (native.forward, padded_arguments),
     "back_lag": (native.back_lag, back_lag_arguments),

@@ -47,19 +47,34 @@ def parts(final: Any) -> list[Tensor]:
     return list(final) if isinstance(final, tuple) else [final]
 
 
+def state_like(ends: list[Tensor]) -> Any:
+    state = tuple((end / 2).detach().requires_grad_() for end in ends)
+    return state[0] if len(state) == 1 else state
+
+
 def padded(case: Case, module: Any, x: Tensor, dy: Tensor, ends: Any) -> Any:
-    """Outputs and gradients by `lengths`."""
+    """Outputs and gradients by `lengths`, from a state as wide as the last errors."""
     x = x.detach()
     leaves = dict(module.named_parameters())
     if x.is_floating_point():
         leaves["x"] = x.requires_grad_()
-    y, final = module(x, lengths=lengths_of(case))
+    hx = state_like(ends)
+    leaves |= {f"state{at}": part for at, part in enumerate(parts(hx))}
+    y, final = module(x, hx, lengths=lengths_of(case))
     return derived(case, [y, *parts(final)], [dy, *ends], leaves)
+
+
+def checked(case: Case, *problem: Any) -> Any:
+    """The same on the longer way, which whatever the core cannot take goes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bptt.modules.base.ThroughTime, "_run_ready", lambda *given: None)
+        return padded(case, *problem)
 
 
 def packed(case: Case, *problem: Any) -> Any:
     """The same, packed before the loop and padded after it."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bptt.modules.base.ThroughTime, "_run_ready", lambda *given: None)
         patch.setattr(
             bptt.modules.base,
             "arrange",
@@ -90,6 +105,7 @@ def test_the_bits_of_the_packed_sequence(kind, case, truncation):
     with cases.native_only():
         found = padded(case, module, x, dy, ends)
     assert_bits(found, expected)
+    assert_bits(checked(case, module, x, dy, ends), expected)
     assert found["out0"][padding(case)].count_nonzero() == 0
 
 
@@ -148,7 +164,7 @@ def test_outputs_that_nobody_reads(kind):
     module, x, dy, ends = given(case)
     expected = padded(case, module, x, torch.zeros_like(dy), ends)
     leaf = x.clone().requires_grad_()
-    _, final = module(leaf, lengths=lengths_of(case))
+    _, final = module(leaf, state_like(ends), lengths=lengths_of(case))
     (dx,) = torch.autograd.grad(parts(final), leaf, ends)
     assert_bits({"dx": dx}, {"dx": expected["dx"]})
 

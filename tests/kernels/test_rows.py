@@ -1,6 +1,7 @@
 """Ragged rows and resets in float32: the definition's numbers, in float64."""
 
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bptt import Truncation
+from bptt.kernels import choice, native
 from kernels import cases
 from kernels.cases import (
     KIND,
@@ -139,3 +141,21 @@ def test_lengths_that_are_all_the_same_are_no_lengths(kind):
     found = results(case, torch.full((10,), 9), None, double=False)
     plain = run(case.modules()[0], case.data())
     assert_near(found, {name: plain[name].double() for name in found}, 1e-6)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7, 40])
+def test_rows_are_sorted_as_by_torch(batch, monkeypatch):
+    """The longest first, equal ones as they are: with the core and without it."""
+    generator = torch.Generator().manual_seed(batch)
+    for longest in (1, 3, 30):
+        lengths = torch.randint(1, longest + 1, (batch,), generator=generator).tolist()
+        found = native.sort_rows(lengths)
+        with monkeypatch.context() as patch:
+            patch.setattr(choice, "INSTALLED", False)
+            for one, other in zip(found, native.sort_rows(lengths), strict=True):
+                assert torch.equal(one, other)
+        order, inverse, sizes, offsets = (part.tolist() for part in found)
+        assert order == sorted(range(batch), key=lambda b: (-lengths[b], b))
+        assert [order[at] for at in inverse] == list(range(batch))
+        assert sizes == [sum(n > t for n in lengths) for t in range(max(lengths))]
+        assert offsets == [0, *accumulate(sizes)]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from bptt.kernels import native
 from bptt.places import Places
 from bptt.rows import Padding, Rows
 
@@ -134,15 +135,12 @@ def arrange(
             f"{name}: lengths are for a batch, and input is one sequence of shape "
             f"{tuple(input.shape)}; leave its end away instead"
         )
-    longest = _longest(lengths, time, batch, name)
-    if longest is None:
+    padded = ragged(lengths, time, batch, batch_first, name)
+    if padded is None:
         return Arrangement(x, Rows(time, batch, None, resets), True, batch_first)
-    counts, order = lengths.cpu().long().sort(descending=True, stable=True)
-    # How many rows have step t: those longer than t.
-    ended = torch.bincount(counts, minlength=longest + 1).cumsum(0)
-    rows = Rows(longest, batch, batch - ended[:longest])
-    padding = Padding(order, time, batch_first)
-    order = order.to(x.device)
+    assert padded.padding is not None
+    rows, padding = padded, padded.padding
+    order = padding.order.to(x.device)
     x = input
     is_read = in_place and input.is_floating_point()
     if resets is not None or not is_read:
@@ -153,9 +151,8 @@ def arrange(
         if not is_read:
             x = places.take(input.flatten(0, 1))
     if in_place:
-        rows = replace(rows, padding=padding)
         return Arrangement(x, rows, True, batch_first, order, time=time)
-    return Arrangement(x, rows, True, batch_first, order, places, time)
+    return Arrangement(x, rows.packed(), True, batch_first, order, places, time)
 
 
 def arrange_packed(
@@ -195,8 +192,31 @@ def arrange_packed(
     return Arrangement(packed.data, rows, order=order, packed=packed)
 
 
-def _longest(lengths: Tensor, time: int, batch: int, name: str) -> int | None:
-    """The largest of the lengths, which must fit; None if all rows have all steps."""
+def ragged(
+    lengths: Tensor, time: int, batch: int, batch_first: bool, name: str
+) -> Rows | None:
+    """Rows of these lengths, padded to `time` steps; None if all have all of them.
+
+    Args:
+        lengths: (batch,) integers from 1 to `time`.
+        time: steps that the caller has of each row.
+        batch: rows.
+        batch_first: as `Padding` has it.
+        name: of the module, for errors.
+
+    Raises:
+        ValueError, TypeError: `lengths` do not fit.
+    """
+    steps = _checked(lengths, time, batch, name)
+    if min(steps) == time:
+        return None
+    order, inverse, sizes, offsets = native.sort_rows(steps)
+    padding = Padding(order, inverse, time, batch_first)
+    return Rows.padded(sizes, offsets, padding)
+
+
+def _checked(lengths: Tensor, time: int, batch: int, name: str) -> list[int]:
+    """The lengths, which must fit."""
     if not isinstance(lengths, Tensor) or lengths.dtype not in _INTEGERS:
         given = (
             f"dtype {lengths.dtype}"
@@ -221,7 +241,7 @@ def _longest(lengths: Tensor, time: int, batch: int, name: str) -> int | None:
             f"{name}: lengths must be from 1 to {time}, the steps of input; row {row} "
             f"has {wrong}" + (": leave empty rows away" if wrong < 1 else "")
         )
-    return None if shortest == time else longest
+    return steps
 
 
 def _require_resets(resets: Tensor, axes: tuple[int, ...], name: str) -> None:

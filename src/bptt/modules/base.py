@@ -15,7 +15,7 @@ from bptt.kernels import native
 from bptt.masks import PackedMask
 from bptt.memory import Budget
 from bptt.modules import checks, dropout, projected
-from bptt.modules.arrangement import Arrangement, arrange, arrange_packed
+from bptt.modules.arrangement import Arrangement, arrange, arrange_packed, ragged
 from bptt.modules.budget import between_loops
 from bptt.modules.projected import ProjectedLayer
 from bptt.modules.tracing import traceable
@@ -95,8 +95,8 @@ class ThroughTime(_Base):
             keeps_all = self.memory_budget is None or not torch.is_grad_enabled()
             if self._policy().is_full and keeps_all and plain and not is_ids:
                 return super().forward(input, hx)
-        elif plain and isinstance(input, Tensor):
-            done = self._run_ready(input, hx)
+        elif resets is None and isinstance(input, Tensor):
+            done = self._run_ready(input, hx, lengths)
             if done is not None:
                 return done
         x = input.data if isinstance(input, PackedSequence) else input
@@ -130,17 +130,19 @@ class ThroughTime(_Base):
         return text
 
     @autograd.eager
-    def _run_ready(self, input: Tensor, hx: Any) -> Any:
+    def _run_ready(self, input: Tensor, hx: Any, lengths: Tensor | None) -> Any:
         """The shortest way to the outputs, or None where the long one must be gone.
 
         In a step of a small network what surrounds the core counts: generating a token
         may take 10 us.
         Checks nothing that `_run` would refuse: it leaves that to `_run`.
         """
-        is_batch = input.dim() == (3 if input.is_floating_point() else 2)
+        is_float = input.is_floating_point()
+        is_batch = input.dim() == (3 if is_float else 2)
         if (
             self.bidirectional
-            or (self.batch_first and is_batch)
+            or (self.batch_first and is_batch and lengths is None)
+            or (lengths is not None and not (is_batch and is_float and input.is_cpu))
             or (self.training and self.dropout)
             or torch.is_autocast_enabled("cpu")
             or (
@@ -166,17 +168,36 @@ class ThroughTime(_Base):
                 return None
             if not all(isinstance(part, Tensor) for part in hx):
                 return None
+        rows = inverse = None
+        if lengths is not None:
+            first, second = input.shape[:2]
+            time, batch = (second, first) if self.batch_first else (first, second)
+            if not time * batch:
+                return None
+            rows = ragged(lengths, time, batch, self.batch_first, type(self).__name__)
+            if rows is None and self.batch_first:
+                return None
+        if rows is not None:
+            assert rows.padding is not None
+            order, inverse = rows.padding.order, rows.padding.inverse
+            if hx is not None:
+                if any(not p.is_cpu or p.shape[1:-1] != (rows.batch,) for p in hx):
+                    return None
+                hx = [part.index_select(1, order) for part in hx]
         cell = self._cell()
-        truncation = pieces.fixed(self._policy(), input.shape[0])
+        time = input.shape[0] if rows is None else rows.time
+        truncation = pieces.fixed(self._policy(), time)
         if truncation is None:
             return None
-        ready = native.ready(cell, weights, input, hx)
+        ready = native.ready(cell, weights, input, hx, rows)
         if ready is None:
             return None
         try:
             y, state = autograd.run_ready(ready, cell, weights, input, truncation)
         except (ValueError, IndexError):  # of sizes and ids
             return None
+        if inverse is not None:
+            state = tuple([part.index_select(1, inverse) for part in state])
         return y, (state[0] if len(state) == 1 else state)
 
     @autograd.eager

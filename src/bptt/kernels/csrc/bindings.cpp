@@ -117,6 +117,21 @@ std::pair<bptt::Steps, int64_t> steps_of(int64_t T, int64_t B, const RowsTuple& 
   return {s, count};
 }
 
+// to: order, inverse, sizes and offsets of `bptt::sort_rows`, one after another.
+void sort_rows(const std::vector<int64_t>& lengths, Array to) {
+  require(!lengths.empty(), "give the lengths");
+  int64_t longest = 0;
+  for (int64_t length : lengths) {
+    require(length > 0, "lengths must be positive");
+    longest = std::max(longest, length);
+  }
+  const auto batch = static_cast<int64_t>(lengths.size());
+  elements({longest, batch});
+  int64_t* order = at<int64_t>(to, "to", {2 * (batch + longest) + 1});
+  int64_t* sizes = order + 2 * batch;
+  bptt::sort_rows(lengths.data(), batch, order, order + batch, sizes, sizes + longest);
+}
+
 // Order, time, whether the batch is first and whether the rows run backwards; absent
 // where nothing is padded.
 using PaddedTuple = std::optional<std::tuple<Array, int64_t, bool, bool>>;
@@ -432,6 +447,7 @@ NB_MODULE(_native, m) {
   m.def("packed_floats", &packed_floats, nb::arg("name"), nb::arg("cell"),
         nb::arg("hidden"));
   m.def("empty", &empty, nb::arg("elements"));
+  m.def("sort_rows", &sort_rows, nb::arg("lengths"), nb::arg("to"));
   m.def("backward", &backward, nb::arg("name"), nb::arg("threads"), nb::arg("cell"),
         nb::arg("sizes"), nb::arg("rows"), nb::arg("padded_dy").none(),
         nb::arg("padded_x").none(), nb::arg("truncation").none(), nb::arg("dy"),

@@ -1,6 +1,7 @@
 #include "padded.h"
 
 #include <algorithm>
+#include <numeric>
 #include <vector>
 
 #include "steps.h"
@@ -14,6 +15,21 @@ int64_t place_at(const Padded& p, const Steps& s, int64_t t, int64_t b) {
 }
 
 }  // namespace
+
+void sort_rows(const int64_t* lengths, int64_t batch, int64_t* order, int64_t* inverse,
+               int64_t* sizes, int64_t* offsets) {
+  std::iota(order, order + batch, 0);
+  std::stable_sort(order, order + batch,
+                   [&](int64_t a, int64_t b) { return lengths[a] > lengths[b]; });
+  for (int64_t b = 0; b < batch; ++b) inverse[order[b]] = b;
+  offsets[0] = 0;
+  int64_t t = 0;
+  for (int64_t rows = batch; rows > 0; --rows)
+    for (; t < lengths[order[rows - 1]]; ++t) {
+      sizes[t] = rows;
+      offsets[t + 1] = offsets[t] + rows;
+    }
+}
 
 bool fits(const Padded& p, const Steps& s) {
   if (p.time < s.time) return false;

@@ -13,6 +13,12 @@ struct Padded {
   bool backwards;        // whether a row's steps are counted from its last one on
 };
 
+// The rows of a batch sorted by length, the longest first and equal ones as they are.
+// order (batch): whose row is row b; inverse (batch): which row is whose row b; sizes
+// (longest): how many rows have each step; offsets (longest + 1): where they begin.
+void sort_rows(const int64_t* lengths, int64_t batch, int64_t* order, int64_t* inverse,
+               int64_t* sizes, int64_t* offsets);
+
 // Whether every row of these steps has a place of its own.
 bool fits(const Padded&, const Steps&);
 

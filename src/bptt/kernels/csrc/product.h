@@ -102,13 +102,19 @@ inline void product_block(const Product& p, Range rows, Range columns, float* le
             float* to = direct ? c(0) : edge;
             int64_t ld = direct ? p.ldc : kPanel;
             bool add = k > 0 || p.add;
-            const size_t bytes = static_cast<size_t>(valid) * sizeof(float);
+            auto copy = [valid](float* row_to, const float* from) {
+              constexpr size_t kEach = sizeof(float);
+              if (valid == kPanel)  // a constant, so that nothing is called
+                std::memcpy(row_to, from, kPanel * kEach);
+              else
+                std::memcpy(row_to, from, static_cast<size_t>(valid) * kEach);
+            };
             for (int64_t r = 0; r < count && !direct && add; ++r)
-              std::memcpy(edge + r * kPanel, c(r), bytes);
+              copy(edge + r * kPanel, c(r));
             tile<true>(count, depth, left + low * depth, 1, right + at * depth, to, ld,
                        add);
             for (int64_t r = 0; r < count && !direct; ++r)
-              std::memcpy(c(r), edge + r * kPanel, bytes);
+              copy(c(r), edge + r * kPanel);
           }
         }
       }
