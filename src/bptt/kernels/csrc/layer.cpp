@@ -4,6 +4,7 @@
 
 #include "scratch.h"
 #include "steps.h"
+#include "threads.h"
 
 namespace bptt {
 namespace {
@@ -29,7 +30,10 @@ bool layer_forward(const Kernels& kernels, Team& team, Forward f) {
 
 int useful_threads(int threads, int64_t multiplications) {
   constexpr int64_t kWorthWaking = 3 << 20;  // a tenth of a millisecond of one thread
-  return multiplications < kWorthWaking ? 1 : threads;
+  // Some milliseconds, for which a thread waits that shares its processor.
+  constexpr int64_t kWorthWaiting = 64 * kWorthWaking;
+  if (multiplications < kWorthWaking) return 1;
+  return multiplications < kWorthWaiting && crowded() ? 1 : threads;
 }
 
 namespace {

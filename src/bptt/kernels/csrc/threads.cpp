@@ -40,6 +40,21 @@ constexpr int kSpins = 512;
 // Whoever gives the processor away for longer shares it with another program.
 constexpr std::chrono::microseconds kOwnTurn(200);
 
+// A thread that begins so late was not only asleep. Once, it may have been new; twice in a
+// while, what it had to wait for is likely to be there for a while.
+constexpr std::chrono::milliseconds kLate(1), kAWhile(1000);
+
+using Clock = std::chrono::steady_clock;
+constexpr Clock::rep kNever = Clock::time_point::min().time_since_epoch().count();
+std::atomic<Clock::rep> suspected_until{kNever}, crowded_until{kNever};
+
+void note_late_thread(Clock::time_point now) {
+  const Clock::rep until = (now + kAWhile).time_since_epoch().count();
+  if (suspected_until.exchange(until, std::memory_order_relaxed) >
+      now.time_since_epoch().count())
+    crowded_until.store(until, std::memory_order_relaxed);
+}
+
 template <typename Done>
 bool spin(int times, Done done) {
   for (int i = 0; i < times; ++i) {
@@ -299,17 +314,32 @@ Team::~Team() {
 }
 
 void Team::run(void (*work)(void*, int), void* context) {
-  if (size_ == 1)
-    work(context, 0);
-  else
-    pool_->run(size_, work, context);
+  if (size_ == 1) return work(context, 0);
+  struct Call {
+    void (*work)(void*, int);
+    void* context;
+    Clock::time_point begin;
+  } call{work, context, Clock::now()};
+  pool_->run(
+      size_,
+      [](void* data, int part) {
+        const Call& mine = *static_cast<Call*>(data);
+        const Clock::time_point now = Clock::now();
+        if (now - mine.begin > kLate) note_late_thread(now);
+        mine.work(mine.context, part);
+      },
+      &call);
+}
+
+bool crowded() {
+  return Clock::now().time_since_epoch().count() <
+         crowded_until.load(std::memory_order_relaxed);
 }
 
 namespace {
 
 // A team that meets over and over, as in a loop through time.
 struct Meetings {
-  using Clock = std::chrono::steady_clock;
   static constexpr int kRounds = 16;
   static constexpr int kBatches = 8;
   static constexpr std::chrono::milliseconds kPatience{2};

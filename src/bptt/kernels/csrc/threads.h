@@ -35,6 +35,10 @@ class Team {
   int size_;
 };
 
+// Whether another program has lately kept a thread of a team from its processor for so
+// long that little work is done earlier without that thread.
+bool crowded();
+
 // Call once, early: from then on a forked child knows that it is one.
 void watch_forks();
 
