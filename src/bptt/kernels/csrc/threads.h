@@ -25,7 +25,8 @@ class Team {
   void run(void (*work)(void* context, int part), void* context);
 
   // Nanoseconds that threads of such a team need to meet at a barrier and to see what
-  // the others have written; measured once, in a few milliseconds at most.
+  // the others have written; measured once, in a few milliseconds at most, and again
+  // after a while if it is so much that other programs may have been in the way.
   double meeting();
   // Instead of measuring, for all teams from now on; 0 to measure.
   static void assume_meeting(double nanoseconds);
