@@ -135,7 +135,8 @@ class ThroughTime(_Base):
 
         In a step of a small network what surrounds the core counts: generating a token
         may take 10 us.
-        Checks nothing that `_run` would refuse: it leaves that to `_run`.
+        Checks nothing that `_run` would refuse, but for the lengths: it leaves that to
+        `_run`.
         """
         is_float = input.is_floating_point()
         is_batch = input.dim() == (3 if is_float else 2)
