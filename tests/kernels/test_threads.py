@@ -236,3 +236,13 @@ def forks():
 @pytest.mark.parametrize("when", ["before", "after", "by a child"])
 def test_children_forked_before_and_after_the_first_use(kernel, forks, when):
     assert forks[kernel][when] == 0  # the alarm is -14: it hung
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_subnormal_numbers_are_left_to_the_caller(threads, set_threads):
+    """The core takes them for zero while it runs, and nobody else does afterwards."""
+    set_threads(threads)
+    case = Case("gru", **SHAPES[4])
+    run(case.modules()[0], case.data())
+    small = torch.full((100_000,), 1e-40)  # enough for every thread
+    assert (small * 2).count_nonzero() == len(small)
