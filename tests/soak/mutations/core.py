@@ -176,9 +176,23 @@ MUTATIONS = (
     ),
     Mutation(
         "kernels/csrc/schedule.h",
-        "add || k > 0);",
-        "add);",
+        "s.add || k > 0};",
+        "s.add};",
         "of a long sum in a step the last piece alone counts",
+        LARGE,
+    ),
+    Mutation(
+        "kernels/csrc/micro.h",
+        "return b + v / kVectors * b_stride + k * kPanel",
+        "return b + k * kPanel",
+        "the second panel of a tile is multiplied with the first one's weights",
+        LARGE,
+    ),
+    Mutation(
+        "kernels/csrc/pack.h",
+        "const Four low{a[0], b[0], a[1], b[1]}",
+        "const Four low{a[0], b[0], b[1], a[1]}",
+        "the last two rows of a tile change their inputs",
         LARGE,
     ),
     Mutation(

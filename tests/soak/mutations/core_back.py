@@ -130,7 +130,7 @@ MUTATIONS = (
     ),
     Mutation(
         BACK,
-        "if (add)\n        std::memcpy(p.product + r * kPanel, kept + r * kPanel, "
+        "if (s.add)\n        std::memcpy(p.product + r * kWide, kept + r * kWide, "
         "bytes);\n      else\n",
         "",
         "at a reset the error from the layer above is lost, too",

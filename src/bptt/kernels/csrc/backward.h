@@ -103,7 +103,7 @@ class BackwardScan {
     const int64_t deltas = (fused() ? piece() : 1) * rows * ld();
     const int64_t each = 2 * packed + 2 * deltas + carries;
     Scratch<> memory(b_.layers * each);
-    Scratch<> products(threads * kGroupRows * kPanel);
+    Scratch<> products(threads * kGroupRows * kWide);
     Scratch<LayerMemory> layer_memory(b_.layers);
     // When fused, the states before the steps of two pieces, where some are zeroed, or
     // their places, where they only don't lie so.
@@ -144,7 +144,7 @@ class BackwardScan {
       Part p{};
       if (mine) {
         p = {division.rows(part), division.panels(part, panels()),
-             products.get() + part * kGroupRows * kPanel};
+             products.get() + part * kGroupRows * kWide};
         clear(p);
       }
       all.wait();
@@ -203,13 +203,14 @@ class BackwardScan {
  private:
   static constexpr int kGates = gates(kCell);
   static constexpr int kBlocks = delta_blocks(kCell);
+  static constexpr int64_t kWide = kTilePanels * kPanel;  // a row of a product
   static constexpr int64_t kStepsAhead = 4;
   static constexpr int64_t kNearFloats = 64 * 1024;
   static constexpr bool kCarry = kCell == Cell::kGru || kCell == Cell::kLstm;
 
   struct Part {
     Range rows, panels;
-    float* product;
+    float* product;  // (kGroupRows, kWide)
   };
   struct LayerMemory {
     float* W;            // (panels, gates * hidden, kPanel)
@@ -291,30 +292,53 @@ class BackwardScan {
   void step(const Part& p, int l, int64_t lag) const {
     const int64_t begin = max(p.rows.begin, passes_.first(lag) * s_.batch);
     const int64_t end = min(p.rows.end, passes_.last(lag) * s_.batch);
-    if (!s_.offsets) return step_rows(p, l, lag, begin, end);
+    if (!s_.offsets) {
+      const int64_t all = (passes_.last(lag) - passes_.first(lag)) * s_.batch;
+      return step_rows(p, l, lag, begin, end, all);
+    }
     for (int64_t low = begin; low < end;) {  // pass by pass
       const int64_t pass = low / s_.batch;
       const int64_t rows = active(pass, passes_.step(pass, lag));
-      step_rows(p, l, lag, low, min(end, pass * s_.batch + rows));
+      step_rows(p, l, lag, low, min(end, pass * s_.batch + rows), rows);
       low = (pass + 1) * s_.batch;
     }
   }
 
-  // The rows [begin, end) of those.
-  void step_rows(const Part& p, int l, int64_t lag, int64_t begin, int64_t end) const {
+  // The rows [begin, end) of those, of which all threads together have `all`.
+  void step_rows(const Part& p, int l, int64_t lag, int64_t begin, int64_t end,
+                 int64_t all) const {
     float* deltas = previous(l, lag);
+    const Walk walk(p.panels, lag & 1);
     for (int64_t low = begin, count; low < end; low += count) {
-      count = group_rows(low, end);
-      for (int64_t i = p.panels.begin; i < p.panels.end; ++i) {
-        // To and fro: what was read last is still in the cache.
-        const int64_t u = lag & 1 ? p.panels.begin + p.panels.end - 1 - i : i;
-        for (int64_t r = low; r < low + count; ++r) fetch(l, lag, r, u);
-        arriving(p, l, lag, low, count, u,
-                 i + 1 == p.panels.end ? u : lag & 1 ? u - 1 : u + 1);
+      count = min(kGroupRows, end - low);
+      for (int64_t i = 0; i < walk.tiles; ++i) {
+        const int64_t u = walk.panel(i), then = walk.panel(min(i + 1, walk.tiles - 1));
+        const int panels = tile_panels(u, p.panels.end);
         for (int64_t r = low; r < low + count; ++r)
-          finish(l, lag, r, u, p.product + (r - low) * kPanel, deltas + r * ld());
+          for (int at = 0; at < panels; ++at) fetch(l, lag, r, u + at);
+        arriving(p, l, lag, low, count, u, then, all);
+        for (int64_t r = low; r < low + count; ++r)
+          for (int at = 0; at < panels; ++at)
+            finish(l, lag, r, u + at, p.product + (r - low) * kWide + at * kPanel,
+                   deltas + r * ld());
       }
     }
+  }
+
+  // What a product of deltas with panels of weights from u on has in all places here.
+  StepProduct product(const Part& p, int64_t count, int64_t u, int64_t all) const {
+    StepProduct s{};
+    s.rows = count;
+    s.depth = depth();
+    s.lda = ld();
+    s.panels = tile_panels(u, p.panels.end);
+    s.b_stride = depth() * kPanel;
+    s.gates = 1;
+    s.c = p.product;
+    s.ldc = kWide;
+    s.c_stride = kPanel;
+    s.split = parts_of_sums(all);
+    return s;
   }
 
   // How many rows of a pass run at step t: those that have the step and any of the
@@ -338,45 +362,48 @@ class BackwardScan {
     return next < s_.time && is_reset(s_, next, r - pass * s_.batch);
   }
 
-  // What arrives at h of layer l from the step after and from the layer above; panel
-  // `then` comes after panel u.
+  // What arrives at h of layer l from the step after and from the layer above, for the
+  // units of a tile's panels from u on; those from `then` on come after them.
   void arriving(const Part& p, int l, int64_t lag, int64_t low, int64_t count,
-                int64_t u, int64_t then) const {
+                int64_t u, int64_t then, int64_t all) const {
     const int64_t H = b_.hidden, at = u * kPanel, panel = depth() * kPanel;
     const bool far = is_far(p.panels, b_.layers * panel);
-    bool add = false;
+    StepProduct s = product(p, count, u, all);
     if (l + 1 < b_.layers) {
       const int64_t skip = kCell == Cell::kGru ? H : 0;  // r z n, after hn
-      step_product(count, depth(), previous(l + 1, lag) + low * ld() + skip, ld(),
-                   layer_memory_[l + 1].U + u * panel, 0, 1, false, p.product, kPanel,
-                   false, far ? layer_memory_[l].W + u * panel : nullptr);
+      s.a = previous(l + 1, lag) + low * ld() + skip;
+      s.b = layer_memory_[l + 1].U + u * panel;
+      if (far) s.next = layer_memory_[l].W + u * panel;
+      step_product(s);
       if (const float* mask = b_.layer[l].mask)
         for (int64_t r = low; r < low + count; ++r) {
           const float* row = mask + step_row(r, lag) * H + at;
-          float* to = p.product + (r - low) * kPanel;
-          for (int64_t i = 0; i < min(kPanel, H - at); ++i) to[i] *= row[i];
+          float* to = p.product + (r - low) * kWide;
+          for (int64_t i = 0; i < min(s.panels * kPanel, H - at); ++i) to[i] *= row[i];
         }
-      add = true;
+      s.add = true;
     }
     const int64_t more = continued(lag, low, count);
-    if (!add)
-      std::memset(p.product + more * kPanel, 0,
-                  static_cast<size_t>((count - more) * kPanel) * sizeof(float));
+    if (!s.add)
+      std::memset(p.product + more * kWide, 0,
+                  static_cast<size_t>((count - more) * kWide) * sizeof(float));
     if (!more) return;
-    float kept[kGroupRows * kPanel];  // of rows that are cut off, what came from above
-    const size_t bytes = kPanel * sizeof(float);
-    if (s_.resets && add)
+    float kept[kGroupRows * kWide];  // of rows that are cut off, what came from above
+    const size_t bytes = kWide * sizeof(float);
+    if (s_.resets && s.add)
       std::memcpy(kept, p.product, static_cast<size_t>(more) * bytes);
-    step_product(more, depth(), previous(l, lag - 1) + low * ld(), ld(),
-                 layer_memory_[l].W + u * panel, 0, 1, false, p.product, kPanel, add,
-                 far ? (add ? layer_memory_[l + 1].U : layer_memory_[l].W) + then * panel
-                     : nullptr);
+    s.rows = more;
+    s.a = previous(l, lag - 1) + low * ld();
+    s.b = layer_memory_[l].W + u * panel;
+    if (far)
+      s.next = (s.add ? layer_memory_[l + 1].U : layer_memory_[l].W) + then * panel;
+    step_product(s);
     for (int64_t r = 0; s_.resets && r < more; ++r) {
       if (!is_cut_after(lag, low + r)) continue;
-      if (add)
-        std::memcpy(p.product + r * kPanel, kept + r * kPanel, bytes);
+      if (s.add)
+        std::memcpy(p.product + r * kWide, kept + r * kWide, bytes);
       else
-        std::memset(p.product + r * kPanel, 0, bytes);
+        std::memset(p.product + r * kWide, 0, bytes);
     }
   }
 
@@ -454,18 +481,19 @@ class BackwardScan {
       const BackwardLayer& layer = b_.layer[l];
       if (!layer.dh_start) continue;
       for (int64_t low = begin, count; low < end; low += count) {
-        count = group_rows(low, end);
-        for (int64_t u = p.panels.begin; u < p.panels.end; ++u) {
-          step_product(count, depth(), previous(l, lag) + low * ld(), ld(),
-                       layer_memory_[l].W + u * depth() * kPanel, 0, 1, false, p.product,
-                       kPanel, false, nullptr);
+        count = min(kGroupRows, end - low);
+        for (int64_t u = p.panels.begin; u < p.panels.end; u += kTilePanels) {
+          StepProduct s = product(p, count, u, rows);
+          s.a = previous(l, lag) + low * ld();
+          s.b = layer_memory_[l].W + u * depth() * kPanel;
+          step_product(s);
           for (int64_t r = low; r < low + count; ++r)
             for (int64_t i = 0; !is_reset(s_, 0, r - first) &&
-                                i < min(kPanel, H - u * kPanel);
+                                i < min(s.panels * kPanel, H - u * kPanel);
                  ++i) {
               int64_t unit = u * kPanel + i;
               float* dh = layer.dh_start + (r - first) * H + unit;
-              *dh += p.product[(r - low) * kPanel + i];
+              *dh += p.product[(r - low) * kWide + i];
               if constexpr (kCarry) {
                 float carry = layer_memory_[l].carry[r * carry_ld() + unit];
                 if (kCell == Cell::kGru)

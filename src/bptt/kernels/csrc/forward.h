@@ -127,10 +127,10 @@ class ForwardScan {
     int64_t* first; // (ahead + 1), where the rows of each of the steps begin in z; each
                     // thread's own
 
+    int64_t z_stride() const { return ahead * (rows.end - rows.begin) * kWidth; }
     float* z_at(int64_t u, int64_t step, int64_t row) const {
-      return z + ((u - panels.begin) * ahead * (rows.end - rows.begin) + first[step] +
-                  row - rows.begin) *
-                     kWidth;
+      return z + (u - panels.begin) * z_stride() +
+             (first[step] + row - rows.begin) * kWidth;
     }
   };
 
@@ -302,14 +302,17 @@ class ForwardScan {
           pack_rows(p, t, at, low + r, min(kRows, height - r), all, k, depth,
                     p.left + r * depth);
         }
-        for (int64_t u = panels.begin; u < panels.end; ++u)
+        for (int64_t u = panels.begin; u < panels.end; u += kTilePanels)
           for (int gate = 0; gate < kGates; ++gate)
-            for (int64_t r = 0; r < height; r += kRows)
-              tile<true>(min(kRows, height - r), depth, p.left + r * depth, 1,
-                         U_ + ((u * kGates + gate) * I + k) * kPanel,
-                         p.z_at(u, 0, p.rows.begin) + (low + r) * kWidth +
-                             input_block(kCell, gate) * kPanel,
-                         kWidth, true);
+            for (int64_t r = 0; r < height; r += kRows) {
+              const Columns columns{U_ + ((u * kGates + gate) * I + k) * kPanel,
+                                    kGates * I * kPanel,
+                                    p.z_at(u, 0, p.rows.begin) + (low + r) * kWidth +
+                                        input_block(kCell, gate) * kPanel,
+                                    kWidth, p.z_stride(), true};
+              tile<true>(min(kRows, height - r), tile_panels(u, panels.end), depth,
+                         p.left + r * depth, 1, columns);
+            }
       }
     }
   }
@@ -334,23 +337,37 @@ class ForwardScan {
   void step(const Part& p, int64_t t, const float* h_copy, float* h_next) const {
     const int64_t H = f_.hidden;
     const int64_t end = p.rows.begin + active(p, t);
+    StepProduct s{};
+    s.depth = H;
+    s.lda = ldh_;
+    s.b_stride = kGates * H * kPanel;
+    s.gates = kGates;
+    s.back = t & 1;
+    s.ldc = kWidth;
+    s.c_stride = p.z_stride();
+    s.add = true;
+    s.split = parts_of_sums(rows_at(s_, t));
     const bool far = is_far(p.panels, kGates * H * kPanel);
+    const Walk walk(p.panels, s.back);
     for (int64_t low = p.rows.begin; low < end; low += kGroupRows) {
-      const int64_t count = min(kGroupRows, end - low);
-      for (int64_t i = p.panels.begin; i < p.panels.end; ++i) {
-        // To and fro: what was read last is still in the cache.
-        const bool back = t & 1;
-        const int64_t u = back ? p.panels.begin + p.panels.end - 1 - i : i;
-        const int64_t then = i + 1 == p.panels.end ? u : back ? u - 1 : u + 1;
-        const float* next =
-            far ? W_ + (then * kGates + (back ? kGates - 1 : 0)) * H * kPanel : nullptr;
-        for (int64_t b = low; b < low + count; ++b) fetch(t, b, u);
-        float* z = p.z_at(u, t % p.ahead, low);
-        step_product(count, H, h_copy + low * ldh_, ldh_,
-                     W_ + u * kGates * H * kPanel, H * kPanel, kGates, back, z, kWidth,
-                     true, next);
-        for (int64_t b = low; b < low + count; ++b)
-          finish(t, b, u, z + (b - low) * kWidth, h_next + b * ldh_);
+      s.rows = min(kGroupRows, end - low);
+      s.a = h_copy + low * ldh_;
+      for (int64_t i = 0; i < walk.tiles; ++i) {
+        const int64_t u = walk.panel(i);
+        s.panels = tile_panels(u, p.panels.end);
+        s.b = W_ + u * s.b_stride;
+        s.c = p.z_at(u, t % p.ahead, low);
+        if (far)
+          s.next = W_ + (walk.panel(min(i + 1, walk.tiles - 1)) * kGates +
+                         (s.back ? kGates - 1 : 0)) *
+                            H * kPanel;
+        for (int64_t b = low; b < low + s.rows; ++b)
+          for (int at = 0; at < s.panels; ++at) fetch(t, b, u + at);
+        step_product(s);
+        for (int at = 0; at < s.panels; ++at)
+          for (int64_t b = low; b < low + s.rows; ++b)
+            finish(t, b, u + at, s.c + at * s.c_stride + (b - low) * kWidth,
+                   h_next + b * ldh_);
       }
     }
   }

@@ -121,7 +121,7 @@ class GradientProducts {
     const Grid parts = grid(rows.end - rows.begin, p.n, of);
     if (at >= parts.rows * parts.columns) return;
     float* right = packs_.get() + part * each_;
-    const Range mine = share(rows.end - rows.begin, kRows, at / parts.columns, parts.rows);
+    const Range mine = share(rows.end - rows.begin, 2, at / parts.columns, parts.rows);
     product_block(p, {rows.begin + mine.begin, rows.begin + mine.end},
                   share(p.n, kPanel, at % parts.columns, parts.columns), right + kRight,
                   right);

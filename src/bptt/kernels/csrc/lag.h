@@ -27,7 +27,7 @@ class LagScan {
                                 g_.packed + u * depth() * kPanel);
         packed.wait();
       }
-      const Range rows = share(g_.steps * g_.batch, kRows, part, threads);
+      const Range rows = share(g_.steps * g_.batch, kPartRows, part, threads);
       float* delta = deltas.get() + part * each;
       for (int64_t low = rows.begin, count; low < rows.end; low += count) {
         count = min(kGroupRows, rows.end - low);
@@ -107,22 +107,35 @@ class LagScan {
   void before(int64_t low, int64_t count, const float* delta) const {
     constexpr bool kAdd = kCell == Cell::kGru;  // to what passes by its gate
     const int64_t H = g_.hidden;
-    float edge[kGroupRows * kPanel];
-    const int64_t panel = depth() * kPanel;
-    const bool far = is_far({0, panels()}, panel);
-    for (int64_t u = 0; u < panels(); ++u) {
+    constexpr int64_t kWide = kTilePanels * kPanel;
+    float edge[kGroupRows * kWide];
+    StepProduct s{};
+    s.rows = count;
+    s.depth = depth();
+    s.a = delta;
+    s.lda = ld();
+    s.b_stride = depth() * kPanel;
+    s.gates = 1;
+    s.c_stride = kPanel;
+    s.add = kAdd;
+    s.split = parts_of_sums(g_.steps * g_.batch);
+    const bool far = is_far({0, panels()}, s.b_stride);
+    for (int64_t u = 0; u < panels(); u += kTilePanels) {
+      s.panels = tile_panels(u, panels());
       float* to = g_.ds_before + low * H + u * kPanel;
-      const int64_t valid = min(kPanel, H - u * kPanel);
-      const bool direct = valid == kPanel;  // whole tiles go where they belong at once
+      const int64_t valid = min(s.panels * kPanel, H - u * kPanel);
+      const bool direct = valid == s.panels * kPanel;  // to where it belongs at once
       const size_t bytes = static_cast<size_t>(valid) * sizeof(float);
       for (int64_t r = 0; r < count && !direct && kAdd; ++r)
-        std::memcpy(edge + r * kPanel, to + r * H, bytes);
-      const int64_t then = u + 1 < panels() ? u + 1 : 0;
-      step_product(count, depth(), delta, ld(), g_.packed + u * panel, 0, 1, false,
-                   direct ? to : edge, direct ? H : kPanel, kAdd,
-                   far ? g_.packed + then * panel : nullptr);
+        std::memcpy(edge + r * kWide, to + r * H, bytes);
+      s.b = g_.packed + u * s.b_stride;
+      s.c = direct ? to : edge;
+      s.ldc = direct ? H : kWide;
+      if (far)
+        s.next = g_.packed + (u + kTilePanels < panels() ? u + kTilePanels : 0) * s.b_stride;
+      step_product(s);
       for (int64_t r = 0; r < count && !direct; ++r)
-        std::memcpy(to + r * H, edge + r * kPanel, bytes);
+        std::memcpy(to + r * H, edge + r * kWide, bytes);
     }
   }
 

@@ -54,6 +54,18 @@ inline void transpose_four(const float* from, int64_t ld, float* to, int64_t ste
   transpose_four(rows, 0, to, step);
 }
 
+// to[k * step + i] = rows[i][at + k] for k < 4, i < 2.
+inline void transpose_two(const float* const* rows, int64_t at, float* to, int64_t step) {
+  Four a = *reinterpret_cast<const UnalignedFour*>(rows[0] + at);
+  Four b = *reinterpret_cast<const UnalignedFour*>(rows[1] + at);
+  const Four low{a[0], b[0], a[1], b[1]}, high{a[2], b[2], a[3], b[3]};
+  constexpr size_t kTwo = 2 * sizeof(float);
+  std::memcpy(to, &low, kTwo);
+  std::memcpy(to + step, reinterpret_cast<const char*>(&low) + kTwo, kTwo);
+  std::memcpy(to + 2 * step, &high, kTwo);
+  std::memcpy(to + 3 * step, reinterpret_cast<const char*>(&high) + kTwo, kTwo);
+}
+
 // to (depth, Width): to[k][i] = rows[i][k] for i < count, else 0. In blocks of depth, so
 // that the lines of `to` are in the first-level cache until all rows have been to them.
 template <int Width>
@@ -68,6 +80,13 @@ void pack_across(const float* const* rows, int64_t count, int64_t depth, float* 
         transpose_four(rows + i, k, to + k * Width + i, Width);
       for (; k < end; ++k)
         for (int j = 0; j < 4; ++j) to[k * Width + i + j] = rows[i + j][k];
+    }
+    if (Width % 4 == 2 && i + 2 <= count) {
+      int64_t k = begin;
+      for (; k + 4 <= end; k += 4) transpose_two(rows + i, k, to + k * Width + i, Width);
+      for (; k < end; ++k)
+        for (int j = 0; j < 2; ++j) to[k * Width + i + j] = rows[i + j][k];
+      i += 2;
     }
     for (; i < count; ++i)
       for (int64_t k = begin; k < end; ++k) to[k * Width + i] = rows[i][k];
@@ -100,7 +119,13 @@ void pack(const float* from, int64_t across, int64_t along, int64_t count,
           int64_t depth, float* to) {
   if (across == 1 && count == Width) {
     for (int64_t k = 0; k < depth; ++k)
-      for (int i = 0; i < Width; ++i) to[k * Width + i] = from[k * along + i];
+      std::memcpy(to + k * Width, from + k * along, Width * sizeof(float));
+    return;
+  }
+  if (across == 1) {
+    for (int64_t k = 0; k < depth; ++k)
+      for (int i = 0; i < Width; ++i)
+        to[k * Width + i] = i < count ? from[k * along + i] : 0;
     return;
   }
   if (along == 1) {

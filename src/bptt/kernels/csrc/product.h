@@ -28,7 +28,7 @@ struct Product {
   Places c_places;
 };
 
-constexpr int64_t kBlockRows = 12 * kRows;     // of the left factor, packed at a time
+constexpr int64_t kBlockRows = 16 * kRows;     // of the left factor, packed at a time
 constexpr int64_t kBlockColumns = 32 * kPanel; // of the right factor
 
 template <typename Work>
@@ -71,7 +71,8 @@ inline Grid grid(int64_t m, int64_t n, int parts) {
 
 inline void product_block(const Product& p, Range rows, Range columns, float* left,
                           float* right) {
-  float edge[kRows * kPanel];
+  constexpr int64_t kWide = kTilePanels * kPanel;
+  float edge[kRows * kWide];
   for (int64_t j = columns.begin; j < columns.end; j += kBlockColumns) {
     int64_t width = min(kBlockColumns, columns.end - j);
     for (int64_t k = 0; k < p.k; k += kDepth) {
@@ -91,30 +92,31 @@ inline void product_block(const Product& p, Range rows, Range columns, float* le
           if (p.c_places)
             for (int64_t r = low + 2 * kRows; r < min(low + 3 * kRows, height); ++r)
               prefetch<true>(p.c + p.c_places[i + r] * p.ldc + j, width);
-          for (int64_t at = 0; at < width; at += kPanel) {
+          for (int64_t at = 0; at < width; at += kWide) {
             int64_t count = min(kRows, height - low);
-            int64_t valid = min(kPanel, width - at);
+            int64_t valid = min(kWide, width - at);
+            const auto panels = static_cast<int>(ceil_div(valid, kPanel));
             auto c = [&](int64_t r) {
               return p.c + place_of(p.c_places, i + low + r) * p.ldc + j + at;
             };
             // Whole tiles go where they belong at once.
-            const bool direct = valid == kPanel && !p.c_places;
-            float* to = direct ? c(0) : edge;
-            int64_t ld = direct ? p.ldc : kPanel;
-            bool add = k > 0 || p.add;
+            const bool direct = valid == panels * kPanel && !p.c_places;
+            const bool add = k > 0 || p.add;
+            const Columns columns{right + at * depth, kPanel * depth,
+                                  direct ? c(0) : edge, direct ? p.ldc : kWide, kPanel,
+                                  add};
             auto copy = [valid](float* row_to, const float* from) {
               constexpr size_t kEach = sizeof(float);
-              if (valid == kPanel)  // a constant, so that nothing is called
-                std::memcpy(row_to, from, kPanel * kEach);
+              if (valid == kWide)  // a constant, so that nothing is called
+                std::memcpy(row_to, from, kWide * kEach);
               else
                 std::memcpy(row_to, from, static_cast<size_t>(valid) * kEach);
             };
             for (int64_t r = 0; r < count && !direct && add; ++r)
-              copy(edge + r * kPanel, c(r));
-            tile<true>(count, depth, left + low * depth, 1, right + at * depth, to, ld,
-                       add);
+              copy(edge + r * kWide, c(r));
+            tile<true>(count, panels, depth, left + low * depth, 1, columns);
             for (int64_t r = 0; r < count && !direct; ++r)
-              copy(c(r), edge + r * kPanel);
+              copy(c(r), edge + r * kWide);
           }
         }
       }

@@ -10,7 +10,10 @@ namespace {
 
 // Rows whose products with a panel follow each other, while that panel's piece is in
 // the first-level cache.
-constexpr int64_t kGroupRows = 4 * kRows;
+constexpr int64_t kGroupRows = 32;
+// Threads that hold different rows have about so many, or the weights that each of them
+// reads would be used too little.
+constexpr int64_t kPartRows = 8;
 // A thread that holds whole rows reads all recurrent weights at every step, so they
 // should fit its second-level cache.
 constexpr int64_t kResidentFloats = 192 * 1024;
@@ -22,7 +25,7 @@ inline bool is_far(Range panels, int64_t floats) {
 
 // Helpers get their work in no fewer parts than this, if each has a few tiles.
 constexpr int64_t kTimesHelped = 4;
-constexpr int64_t kLeastHelped = 3 * kRows;
+constexpr int64_t kLeastHelped = 3 * kPartRows;
 
 constexpr int kMostRowParts = 256;
 // Groups of threads that divide the units of the same rows.
@@ -51,12 +54,12 @@ struct Division {
   }
 };
 
-// The steps, over all kRows rows from `block` on, that have any of those rows.
+// The steps, over all kPartRows rows from `block` on, that have any of those rows.
 inline int64_t steps_of_block(const Steps& s, int64_t block) {
   int64_t low = 0, high = s.time;  // steps that have the block's first row
   while (low < high) {
     const int64_t middle = (low + high) / 2;
-    if (rows_at(s, middle) > block * kRows)
+    if (rows_at(s, middle) > block * kPartRows)
       low = middle + 1;
     else
       high = middle;
@@ -67,7 +70,7 @@ inline int64_t steps_of_block(const Steps& s, int64_t block) {
 // Cuts the rows of a batch that is alike in all steps into equal parts.
 inline void cut_equally(Division& division, int64_t rows) {
   for (int i = 0; i < division.row_parts; ++i) {
-    const Range part = share(rows, kRows, i, division.row_parts);
+    const Range part = share(rows, 1, i, division.row_parts);
     division.cuts[i] = part.begin;
     division.cuts[i + 1] = part.end;
   }
@@ -76,19 +79,19 @@ inline void cut_equally(Division& division, int64_t rows) {
 // Cuts the rows of a ragged batch, the longest first, into parts of much the same work;
 // returns the largest part's share of the steps of the longest row.
 inline double cut_by_work(Division& division, const Steps& s) {
-  const int64_t blocks = ceil_div(s.batch, kRows);
+  const int64_t blocks = ceil_div(s.batch, kPartRows);
   int64_t all = 0;
   for (int64_t block = 0; block < blocks; ++block) all += steps_of_block(s, block);
   int64_t block = 0, done = 0, most = 0;
   for (int i = 0; i < division.row_parts; ++i) {
     const int64_t from = done;
-    division.cuts[i] = block * kRows;
+    division.cuts[i] = block * kPartRows;
     // The block that crosses the part's end goes to whichever side it fits better.
     for (int64_t next; block < blocks; ++block, done += next) {
       next = steps_of_block(s, block);
       if ((done + next / 2) * division.row_parts >= all * (i + 1)) break;
     }
-    division.cuts[i + 1] = min(block * kRows, s.batch);
+    division.cuts[i + 1] = min(block * kPartRows, s.batch);
     most = max(most, done - from);
   }
   return static_cast<double>(most) / static_cast<double>(s.time);
@@ -111,7 +114,7 @@ inline Division divide(Team& team, const Steps& steps, int64_t passes, int64_t p
   constexpr double kLeastRows = 3;
   // Pre-activations that go from thread to thread in the time of a meeting.
   constexpr double kHandedOver = 8192;
-  int64_t blocks = ceil_div(rows, kRows);
+  int64_t blocks = ceil_div(rows, kPartRows);
   Division best{1, 1, 0, {}};
   double least = 0;
   const double meeting =
@@ -121,13 +124,11 @@ inline Division divide(Team& team, const Steps& steps, int64_t passes, int64_t p
         static_cast<int>(min(threads / units, min(blocks, units > 1 ? kMostGroups
                                                                     : kMostRowParts)));
     Division candidate{row_parts, units, 0, {}};
-    double share = static_cast<double>(ceil_div(blocks, row_parts));
-    if (ragged)
-      share = cut_by_work(candidate, steps);
-    else
+    auto height = static_cast<double>(ceil_div(rows, row_parts));
+    if (!ragged)
       cut_equally(candidate, rows);
-    double height = share * kRows;
-    if (blocks == 1) height = static_cast<double>(rows);
+    else if (double blocks_of_steps = cut_by_work(candidate, steps); blocks > 1)
+      height = blocks_of_steps * kPartRows;
     double step = height < kLeastRows ? kLeastRows : height;
     step *= static_cast<double>(weights);
     if (weights / units > kResidentFloats) step *= 1.25;
@@ -150,39 +151,71 @@ inline Division divide(Team& team, const Steps& steps, int64_t passes, int64_t p
   return best;
 }
 
-// The next rows to take from `low` on: from a multiple of kRows a group, else up to the
-// next multiple, so that tiles are cut alike however many threads share the rows.
-inline int64_t group_rows(int64_t low, int64_t end) {
-  return min(low % kRows ? kRows - low % kRows : kGroupRows, end - low);
+// How many panels from u on a tile takes, of those before `end`.
+inline int tile_panels(int64_t u, int64_t end) {
+  return static_cast<int>(min(kTilePanels, end - u));
 }
 
-// A step's product: c (rows, count * kPanel), rows of stride ldc, = [c +] a (rows, depth)
-// times panels b[0 .. count), each (depth, kPanel), the last one first if `back`; rows up
-// to kGroupRows. `next`: the panel that will be read after these, if they come from
-// beyond the second-level cache, else null.
-inline void step_product(int64_t rows, int64_t depth, const float* a, int64_t lda,
-                         const float* b, int64_t panel_stride, int count, bool back,
-                         float* c, int64_t ldc, bool add, const float* next) {
-  for (int64_t k = 0; k < depth; k += kDepth) {
-    int64_t piece = min(kDepth, depth - k);
-    for (int i = 0; i < count; ++i) {
-      const int p = back ? count - 1 - i : i;
-      const float* from = b + p * panel_stride + k * kPanel;
-      const float* after = next;
-      if (i + 1 < count)
-        after = from + (back ? -panel_stride : panel_stride);
-      else if (k + kDepth < depth)
-        after = b + (back ? count - 1 : 0) * panel_stride + (k + kDepth) * kPanel;
-      for (int64_t r = 0; r < rows; r += kRows) {
-        const int64_t height = min(kRows, rows - r);
-        const float* left = a + r * lda + k;
-        float* to = c + r * ldc + p * kPanel;
-        const int64_t part = r / kRows * piece * kFetched;
-        if (next && part < piece * kPanel)
-          tile<false, true>(height, piece, left, lda, from, to, ldc, add || k > 0,
-                            after + part);
+// The order in which a step reads a thread's panels, so many at a time as tiles take:
+// to and fro, for what was read last is still in the cache.
+struct Walk {
+  int64_t begin, tiles;
+  bool back;
+
+  Walk(Range panels, bool from_the_end)
+      : begin(panels.begin),
+        tiles(ceil_div(panels.end - panels.begin, kTilePanels)),
+        back(from_the_end) {}
+  int64_t panel(int64_t i) const {
+    return begin + (back ? tiles - 1 - i : i) * kTilePanels;
+  }
+};
+
+// One step's product with some panels of the recurrent weights: c (rows, gates, kPanel)
+// of each of them = [c +] a (rows, depth) b (gates, depth, kPanel).
+struct StepProduct {
+  int64_t rows, depth;  // up to kGroupRows
+  const float* a;       // rows of stride lda
+  int64_t lda;
+  int panels;        // up to kTilePanels
+  const float* b;
+  int64_t b_stride;  // from a panel to the next
+  int gates;
+  bool back;         // the last gate first
+  float* c;          // rows of stride ldc
+  int64_t ldc;
+  int64_t c_stride;  // from a panel to the next
+  bool add;          // to what c holds
+  int split;         // parts_of_sums
+  const float* next; // the panels that are read after these, as far apart, if they come
+                     // from beyond the second-level cache; else null
+};
+
+inline void step_product(const StepProduct& s) {
+  // Tiles of much the same height: the lowest would read the most for what they do.
+  const int64_t tiles = ceil_div(s.rows, s.panels < kTilePanels ? kMostRows : kRows);
+  for (int64_t k = 0; k < s.depth; k += kStepDepth) {
+    const int64_t piece = min(kStepDepth, s.depth - k);
+    for (int i = 0; i < s.gates; ++i) {
+      auto panel = [&](int at, int64_t from) {
+        return s.b + (s.back ? s.gates - 1 - at : at) * s.depth * kPanel + from * kPanel;
+      };
+      const int gate = s.back ? s.gates - 1 - i : i;
+      const float* after = i + 1 < s.gates           ? panel(i + 1, k)
+                           : k + kStepDepth < s.depth ? panel(0, k + kStepDepth)
+                                                      : s.next;
+      for (int64_t tile_at = 0; tile_at < tiles; ++tile_at) {
+        const int64_t low = s.rows * tile_at / tiles;
+        const int64_t height = s.rows * (tile_at + 1) / tiles - low;
+        const float* left = s.a + low * s.lda + k;
+        const Columns columns{panel(i, k), s.b_stride, s.c + low * s.ldc + gate * kPanel,
+                              s.ldc, s.c_stride, s.add || k > 0};
+        const int64_t fetched = tile_at * piece * kFetched;
+        if (s.next && fetched < piece * kPanel)
+          tile<false, true>(height, s.panels, piece, left, s.lda, columns, s.split,
+                            after + fetched);
         else
-          tile<false>(height, piece, left, lda, from, to, ldc, add || k > 0);
+          tile<false>(height, s.panels, piece, left, s.lda, columns, s.split);
       }
     }
   }
