@@ -88,9 +88,7 @@ def run(
         if native.applies(layers, x, (*plain, *tensors), rows)
         else choice.TORCH
     )
-    if torch.is_grad_enabled() and (
-        x.requires_grad or any(t is not None and t.requires_grad for t in tensors)
-    ):
+    if torch.is_grad_enabled() and _any_requires_grad(x, tensors):
         cells = tuple(layer.cell for layer in layers)
         division = None
         if budget is not None:
@@ -139,10 +137,8 @@ def run_ready(
         if not ready.biased:
             tensors += (None, None)
     tensors += ready.initial
-    if torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (x, *tensors)
-    ):
-        rows = ready.rows or Rows(ready.sizes[0], ready.sizes[1])
+    if torch.is_grad_enabled() and _any_requires_grad(x, tensors):
+        rows = ready.rows or Rows.alike(*ready.sizes[:2])
         cells = (cell,) * len(weights)
         plan = _Plan(cells, truncation, rows, 0, ready.kernel, None, ())
         y, *final = _apply(  # type: ignore[no-untyped-call]
@@ -191,13 +187,14 @@ class _ThroughTime(torch.autograd.Function):
         *tensors: Tensor | None,
     ) -> Any:
         """Keep the inputs and the tape; the tensors are masks, weights, the state."""
-        masks = [m for m in tensors[: plan.masks] if m is not None]
-        initial = plan.state(tensors[plan.masks :])
         tapes: list[Tape] = []
         kept: State = ()
         if isinstance(layers, Ready):
             y, final, tapes = native.run(layers, keep=True)
-        elif plan.division is not None:
+            return _keep(ctx, plan, (x, *tensors), kept, tapes, y, final)
+        masks = [m for m in tensors[: plan.masks] if m is not None]
+        initial = plan.state(tensors[plan.masks :])
+        if plan.division is not None:
             again = recompute.Recomputation(
                 plan.division, plan.kernel, layers, x, plan.packed, plan.rows
             )
@@ -211,12 +208,7 @@ class _ThroughTime(torch.autograd.Function):
             y, ends = through_time.outputs(tapes, plan.rows)
             # A copy: changing the outputs in place, as with torch.nn, is allowed.
             y, final = y.clone(), stacked(ends)
-        ctx.plan = plan
-        ctx.set_materialize_grads(False)
-        kept += tuple(t for tape in tapes for t in (*tape.states, *tape.kept))
-        ctx.save_for_backward(x, *tensors, *kept)
-        ctx.tape_sizes = [(len(tape.states), len(tape.kept)) for tape in tapes]
-        return y, *final
+        return _keep(ctx, plan, (x, *tensors), kept, tapes, y, final)
 
     @staticmethod
     @eager
@@ -303,6 +295,25 @@ class _ThroughTime(torch.autograd.Function):
         )
 
 
+def _keep(
+    ctx: Any,
+    plan: _Plan,
+    inputs: tuple[Tensor | None, ...],
+    kept: State,
+    tapes: Sequence[Tape],
+    y: Tensor,
+    final: State,
+) -> tuple[Tensor, ...]:
+    """Keep the inputs, what is kept besides and the tapes; returns the outputs."""
+    ctx.plan = plan
+    ctx.set_materialize_grads(False)
+    for tape in tapes:
+        kept += tape.states + tape.kept
+    ctx.save_for_backward(*inputs, *kept)
+    ctx.tape_sizes = [(len(tape.states), len(tape.kept)) for tape in tapes]
+    return y, *final
+
+
 # Without a search for what a transform has left, which `native.ready` refuses: 5 us.
 _apply = super(torch.autograd.Function, _ThroughTime).apply
 
@@ -327,6 +338,10 @@ def _packed(padded: Tensor, places: Places) -> Tensor:
         return padded
     # `flatten` knows no vmap over the backward pass.
     return places.take(padded.reshape(places.size, padded.shape[-1]))
+
+
+def _any_requires_grad(x: Tensor, tensors: Sequence[Tensor | None]) -> bool:
+    return x.requires_grad or any(t is not None and t.requires_grad for t in tensors)
 
 
 def _are_batched(errors: Sequence[Tensor | None]) -> bool:

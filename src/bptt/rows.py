@@ -8,7 +8,7 @@ its outputs to one.
 """
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from jaxtyping import Bool, Int, Shaped
@@ -54,6 +54,12 @@ class Rows:
     batch_sizes: Int[Tensor, " time"] | None = None
     resets: Bool[Tensor, "..."] | None = None
     padding: Padding | None = None
+
+    @staticmethod
+    @lru_cache(maxsize=64)
+    def alike(time: int, batch: int) -> "Rows":
+        """Rows that all have all steps, which need not be made anew for each call."""
+        return Rows(time, batch)
 
     @classmethod
     def padded(

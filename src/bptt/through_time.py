@@ -24,6 +24,7 @@ Williams & Peng, 1990 (see `truncation`).
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -36,8 +37,7 @@ from bptt.rows import Rows
 from bptt.truncation import Lag, Truncation
 
 
-@dataclass(frozen=True)
-class Layer:
+class Layer(NamedTuple):
     """A cell and its weights, in PyTorch's shapes; biases both or none."""
 
     cell: Cell
@@ -47,8 +47,7 @@ class Layer:
     b_hh: Float[Tensor, " gates"] | None
 
 
-@dataclass(frozen=True)
-class LayerGradients:
+class LayerGradients(NamedTuple):
     """`dE` of one layer's weights and of its state before the first step."""
 
     dU: Tensor

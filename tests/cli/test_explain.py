@@ -249,7 +249,7 @@ def require_page(page, example):
 
 def test_the_page_of_rectifiers(capsys):
     reading = read_by_small_network()
-    layers = tuple(replace(a, cell=ReLUCell()) for a in reading.network.layers)
+    layers = tuple(a._replace(cell=ReLUCell()) for a in reading.network.layers)
     network = replace(reading.network, layers=layers)
     example = worked_example(replace(reading, network=network))
     StackPage(Sheet(), example).print()

@@ -342,7 +342,7 @@ def test_a_reset_gate_that_a_term_drops_is_noticed(monkeypatch):
 def test_rounding_that_steps_lengthen_is_no_wrong_gradient():
     reading = reading_of(TanhCell, 2, hidden=16, seed=29)
     network = reading.network
-    layers = tuple(replace(layer, W=5 * layer.W) for layer in network.layers)
+    layers = tuple(layer._replace(W=5 * layer.W) for layer in network.layers)
     network = replace(network, layers=layers)
     example = worked_example(Reading(network, 4 * reading.x, 4 * reading.y))
     assert example.terms[-1].stretch > 1e4
@@ -350,6 +350,6 @@ def test_rounding_that_steps_lengthen_is_no_wrong_gradient():
 
 def test_layers_without_rows_for_every_gate():
     network = reading_of(GRUCell, 1).network
-    layers = tuple(replace(layer, cell=LSTMCell()) for layer in network.layers)
+    layers = tuple(layer._replace(cell=LSTMCell()) for layer in network.layers)
     with pytest.raises(ValueError, match=r"U must have shape \(16, 3\)"):
         replace(network, layers=layers)

@@ -240,14 +240,14 @@ def test_networks_and_sentences_that_do_not_fit():
     with pytest.raises(ValueError, match=r"c must be float64; got torch\.float32"):
         replace(network, c=network.c.float())
     (layer,) = network.layers
-    wrong = replace(layer, W=layer.W * torch.nan)
+    wrong = layer._replace(W=layer.W * torch.nan)
     with pytest.raises(ValueError, match="W has numbers that are not finite"):
         replace(network, layers=(wrong,))
-    above = replace(layer, b_hh=None)
+    above = layer._replace(b_hh=None)
     message = r"U of layer 2 must have shape \(3, 3\), .* got \(3, 5\)"
     with pytest.raises(ValueError, match=message):
         replace(network, layers=(layer, above))
-    above = replace(above, U=layer.W)
+    above = above._replace(U=layer.W)
     message = r"b_hh of layer 2 must have shape \(3,\), .* got None"
     with pytest.raises(ValueError, match=message):
         replace(network, layers=(layer, above))
@@ -261,7 +261,7 @@ def test_cells_that_it_does_not_know():
         ((TanhCell(), GRUCell()), "GRUCell, TanhCell"),
         ((OwnCell(),), "OwnCell"),
     ):
-        layers = tuple(replace(layer, cell=cell) for cell in cells)
+        layers = tuple(layer._replace(cell=cell) for cell in cells)
         with pytest.raises(ValueError, match=f"all of one of .* got {given}"):
             replace(network, layers=layers)
 

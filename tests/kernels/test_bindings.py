@@ -7,6 +7,7 @@ import ctypes
 import gc
 import os
 import random
+import subprocess
 import sys
 from contextlib import suppress
 
@@ -237,6 +238,75 @@ def test_a_wrong_argument_is_an_error(name, data):
         spoilt = replaced(spoilt, path, new)
     with suppress(*WRONG):
         call(*spoilt)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.zeros(T, B, IN, dtype=torch.float64),
+        torch.zeros(T, B, IN, dtype=torch.int64),
+        torch.zeros(T, B, IN, dtype=torch.complex64),
+        torch.zeros(T, B, IN, dtype=torch.bfloat16),
+        torch.zeros(T, B, 2 * IN)[..., ::2],
+        torch.zeros(B, T, IN).transpose(0, 1),
+        torch.zeros(1, 1, 1).expand(T, B, IN),
+        torch.zeros(T, B, IN, device="meta"),
+        torch.zeros(T, B, IN).to_sparse(),
+        torch.zeros(T, B, IN - 1),
+        torch.zeros(0),
+    ],
+    ids=lambda x: f"{x.dtype}-{tuple(x.shape)}-{x.layout}-{x.device}",
+)
+def test_a_tensor_that_is_not_as_it_must_be(x):
+    arguments = forward_arguments(native.variants()[0], 0)
+    arguments[6] = x
+    with pytest.raises((ValueError, TypeError)):
+        native.forward(*arguments)
+
+
+def test_a_tensor_is_read_where_it_lies():
+    arguments = forward_arguments(native.variants()[0], 0)
+    given, y = torch.randn(T + 1, B, IN), torch.empty(T, B, H)
+    arguments[6], arguments[12] = given[1:], y
+    U, W, b_ih, b_hh = (torch.randn(*shape) for shape in ((H, IN), (H, H), (H,), (H,)))
+    arguments[8], arguments[9] = [(U, W, b_ih, b_hh)], []
+    state = torch.zeros(1, B, H)
+    arguments[10], arguments[13] = state, torch.empty(1, B, H)
+    arguments[15] = []
+    native.forward(*arguments)
+    rnn = torch.nn.RNN(IN, H)
+    torch.nn.utils.vector_to_parameters(
+        torch.cat([w.flatten() for w in (U, W, b_ih, b_hh)]), rnn.parameters()
+    )
+    torch.testing.assert_close(y, rnn(given[1:])[0].detach())
+
+
+def test_a_torch_whose_tensors_cannot_be_read_from_c():
+    """Its tensors' methods tell the same."""
+    code = """
+import sys, torch
+if sys.argv[1] == "old":
+    del torch.Tensor.__dlpack_c_exchange_api__
+import bptt
+torch.manual_seed(0)
+lstm = bptt.LSTM(3, 5, num_layers=2, truncation=bptt.Truncation.chunks(2))
+x = torch.randn(7, 2, 3, requires_grad=True)
+lstm(x, lengths=torch.tensor([7, 4]))[0].square().sum().backward()
+assert bptt.kernels.active() != "torch"
+print([t.grad.double().norm().item() for t in (x, *lstm.parameters())])
+"""
+    if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+        pytest.skip("this torch is such a one")
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", code, age],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for age in ("new", "old")
+    ]
+    assert found[0] == found[1] != ""
 
 
 @pytest.mark.parametrize("sizes", [[0, -1, 3, 6], [0, 2, 1, 6], [0, 2**63 - 1, -5, 6]])

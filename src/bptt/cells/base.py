@@ -9,6 +9,7 @@ before. Everything is written out of place, so autograd can differentiate it aga
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
@@ -28,8 +29,7 @@ class StepTape:
     kept: Kept
 
 
-@dataclass(frozen=True)
-class Tape:
+class Tape(NamedTuple):
     """What a layer remembers of its way forward.
 
     Attributes:

@@ -4,7 +4,7 @@ Nothing here knows a term, a delta or a Jacobian.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
@@ -93,7 +93,7 @@ def unshared_gradients(
         s = shared.W.new_zeros(1, network.state)
         for W, x_k in zip(copies, network.inputs(x), strict=True):
             layers = list(network.layers)
-            layers[layer - 1] = replace(shared, W=W)
+            layers[layer - 1] = shared._replace(W=W)
             s = one_step(network, layers, x_k, s)
         h = s[0, network.part(len(network.layers), "h")]
         found = torch.autograd.grad(_error(network.V, network, h, y), copies)

@@ -25,8 +25,6 @@ References: Werbos, "Backpropagation through time: what it does and how to do it
 Britz, "Recurrent Neural Networks Tutorial", part 3, 2015, the example of E_3.
 """
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -198,7 +196,7 @@ def _back(
     assert own.b_hh is not None
     leaves = [v.clone().requires_grad_() for v in (own.b_ih, own.b_hh, before[None])]
     layers = list(network.layers)
-    layers[layer - 1] = replace(own, b_ih=leaves[0], b_hh=leaves[1])
+    layers[layer - 1] = own._replace(b_ih=leaves[0], b_hh=leaves[1])
     with torch.enable_grad():
         after = one_step(network, layers, x, leaves[2])
         found = torch.autograd.grad((after @ ds).sum(), leaves)

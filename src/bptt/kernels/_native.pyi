@@ -1,38 +1,40 @@
-"""The native core: see `csrc/bindings.cpp`. An array is (address, elements)."""
+"""The native core: see `csrc/bindings.cpp`. Tensors are contiguous and on the CPU."""
+
+from typing import Any
 
 from torch import Tensor
 
-_Array = tuple[int, int]
-_Rows = tuple[_Array | None, _Array | None]  # offsets, resets
+_Rows = tuple[Tensor | None, Tensor | None]  # offsets, resets
 # Order, time, whether the batch is first, whether rows run backwards.
-_Padded = tuple[_Array, int, bool, bool] | None
+_Padded = tuple[Tensor, int, bool, bool] | None
 _Layer = tuple[
-    _Array,  # W
-    _Array | None,  # U
-    _Array,  # h
-    _Array | None,  # tape
-    _Array | None,  # mask
-    _Array | None,  # dh_end
-    _Array | None,  # dc_end
-    _Array | None,  # delta
-    _Array | None,  # dh_start
-    _Array | None,  # dc_start
+    Tensor,  # W
+    Tensor | None,  # U
+    Tensor,  # h
+    Tensor | None,  # tape
+    Tensor | None,  # mask
+    Tensor | None,  # dh_end
+    Tensor | None,  # dc_end
+    Tensor | None,  # delta
+    Tensor | None,  # dh_start
+    Tensor | None,  # dc_start
 ]
 _Gradients = tuple[
     int,  # inputs
-    _Array | None,  # x
-    _Array | None,  # ids
-    _Array,  # U
-    _Array | None,  # dU
-    _Array | None,  # dW
-    _Array | None,  # db_ih
-    _Array | None,  # db_hh
-    _Array | None,  # dx
+    Tensor | None,  # x
+    Tensor | None,  # ids
+    Tensor,  # U
+    Tensor | None,  # dU
+    Tensor | None,  # dW
+    Tensor | None,  # db_ih
+    Tensor | None,  # db_hh
+    Tensor | None,  # dx
 ]
 
 def variants() -> list[str]: ...
+def read_tensors(of: type[Tensor], exchange: Any) -> None: ...
 def empty(elements: int) -> Tensor: ...
-def sort_rows(lengths: list[int], to: _Array) -> None: ...
+def sort_rows(lengths: list[int], to: Tensor) -> None: ...
 def tape_floats(name: str, cell: int, rows: int, hidden: int) -> int: ...
 def packed_floats(name: str, cell: int, hidden: int) -> int: ...
 def forward(
@@ -42,16 +44,16 @@ def forward(
     sizes: tuple[int, int, int, int],
     rows: _Rows,
     padded: _Padded,
-    x: _Array | None,
-    ids: _Array | None,
-    weights: list[tuple[_Array, _Array, _Array | None, _Array | None]],
-    masks: list[_Array],
-    h0: _Array,
-    c0: _Array | None,
-    y: _Array,
-    h_end: _Array,
-    c_end: _Array | None,
-    tapes: list[tuple[_Array, _Array | None]],
+    x: Tensor | None,
+    ids: Tensor | None,
+    weights: list[tuple[Tensor, Tensor, Tensor | None, Tensor | None]],
+    masks: list[Tensor],
+    h0: Tensor,
+    c0: Tensor | None,
+    y: Tensor,
+    h_end: Tensor,
+    c_end: Tensor | None,
+    tapes: list[tuple[Tensor, Tensor | None]],
 ) -> None: ...
 def backward(
     name: str,
@@ -62,7 +64,7 @@ def backward(
     padded_dy: _Padded,
     padded_x: _Padded,
     truncation: tuple[int, int] | None,
-    dy: _Array,
+    dy: Tensor,
     layers: list[_Layer],
     gradients: _Gradients | None,
 ) -> None: ...
@@ -73,8 +75,8 @@ def gradients(
     sizes: tuple[int, int, int],
     rows: _Rows,
     padded: _Padded,
-    delta: _Array,
-    h: _Array,
+    delta: Tensor,
+    h: Tensor,
     gradients: _Gradients,
 ) -> None: ...
 def back_lag(
@@ -83,15 +85,15 @@ def back_lag(
     cell: int,
     sizes: tuple[int, int, int],
     steps: int,
-    W: _Array | None,
-    packed: _Array,
-    h: _Array,
-    tape: _Array | None,
-    ds: _Array,
-    dc: _Array | None,
-    delta: _Array | None,
-    ds_before: _Array,
-    dc_before: _Array | None,
-    squares: _Array,
-    squares_c: _Array | None,
+    W: Tensor | None,
+    packed: Tensor,
+    h: Tensor,
+    tape: Tensor | None,
+    ds: Tensor,
+    dc: Tensor | None,
+    delta: Tensor | None,
+    ds_before: Tensor,
+    dc_before: Tensor | None,
+    squares: Tensor,
+    squares_c: Tensor | None,
 ) -> None: ...

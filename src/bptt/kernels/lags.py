@@ -133,7 +133,6 @@ class LagSweep:
         return [part[1 if lag else 0 :] for part in parts]
 
     def _back(self, at: int, lag: int, steps: int) -> None:
-        to = native._Addresses()
         layer, tape = self._layers[at], self._tapes[at]
         ds = [part[:steps] for part in self._here(self._ds[at], lag)]
         before = [part[:steps] for part in self._before[at]]
@@ -147,49 +146,46 @@ class LagSweep:
             self._kind,
             self._sizes,
             steps,
-            None if lag else to.of(layer.W),
-            to.of(self._packed[at]),
-            to.of(tape.states[0]),
-            to.of(tape.kept[0]) if tape.kept else None,
-            to.of(ds[0]),
-            to.of(ds[1]) if is_lstm else None,
-            to.of(self._delta[: steps * self._rows.batch]) if is_read else None,
-            to.of(before[0]),
-            to.of(before[1]) if is_lstm else None,
-            to.of(squares[0][:steps]),
-            to.of(squares[1][:steps]) if is_lstm else None,
+            None if lag else native.contiguous(layer.W),
+            self._packed[at],
+            tape.states[0],
+            tape.kept[0] if tape.kept else None,
+            ds[0],
+            ds[1] if is_lstm else None,
+            self._delta[: steps * self._rows.batch] if is_read else None,
+            before[0],
+            before[1] if is_lstm else None,
+            squares[0][:steps],
+            squares[1][:steps] if is_lstm else None,
         )
 
     def _products(self, at: int, steps: int) -> None:
         """The lag's gradients, and the error that goes down."""
-        to = native._Addresses()
         layer, batch = self._layers[at], self._rows.batch
-        x, rows = self._inputs[at][:steps], steps * batch
+        x, rows = self._inputs[at][:steps].contiguous(), steps * batch
         is_float = x.is_floating_point()
         resets = None if self._rows.resets is None else self._rows.resets[:steps]
         down = self._down[at]
-        dU, dW, db_ih, db_hh = (
-            None if g is None else to.of(g) for g in self._gradients[at]
-        )
+        dU, dW, db_ih, db_hh = self._gradients[at]
         _native.gradients(
             self._kernel,
             self._threads,
             self._kind,
             (steps, *self._sizes[1:]),
-            (None, to.maybe(resets)),
+            (None, native.contiguous(resets)),
             None,
-            to.of(self._delta[:rows]),
-            to.of(self._tapes[at].states[0][: batch + rows]),
+            self._delta[:rows],
+            self._tapes[at].states[0][: batch + rows],
             (
                 layer.U.shape[1],
-                to.of(x) if is_float else None,
-                None if is_float else to.of(x),
-                to.of(layer.U),
+                x if is_float else None,
+                None if is_float else x,
+                native.contiguous(layer.U),
                 dU,
                 dW,
                 db_ih,
                 db_hh,
-                None if down is None else to.of(down[:rows]),
+                None if down is None else down[:rows],
             ),
         )
 

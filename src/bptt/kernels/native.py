@@ -1,6 +1,6 @@
 """`through_time.forward` and `backward` by the native core, on tensors.
 
-The core takes addresses, so everything that makes an address right is checked here:
+The core reads a tensor's memory, so everything that makes that right is checked here:
 exact tensors (no subclass, no wrapper of a transform), float32, CPU, contiguous.
 
 What the core keeps of a layer for the way back is h, the initial state's rows and then
@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,11 +27,13 @@ from bptt.truncation import Truncation
 with suppress(ImportError):  # where it is not installed, `applies` never holds
     from bptt.kernels import _native
 
+    with suppress(AttributeError):  # older torch: the core calls its tensors' methods
+        _native.read_tensors(Tensor, Tensor.__dlpack_c_exchange_api__)
+
 _CELLS: dict[type[Cell], int] = {TanhCell: 0, ReLUCell: 1, GRUCell: 2, LSTMCell: 3}
 _EXACT = (Tensor, torch.nn.Parameter)
 _LARGE = 1 << 18  # elements; below, an allocation costs less than the call
 _ROWS = 128  # of a lag; below, one product of all rows costs less than one a lag
-_Array = tuple[int, int]
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 
@@ -103,7 +105,7 @@ def sort_rows(lengths: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, time = len(lengths), max(lengths)
     parts = (batch, batch, time, time + 1)
     memory = torch.empty(sum(parts), dtype=torch.int64, device="cpu")
-    _native.sort_rows(lengths, _address(memory))
+    _native.sort_rows(lengths, memory)
     order, inverse, sizes, offsets = torch.split(memory, list(parts))
     return order, inverse, sizes, offsets
 
@@ -160,11 +162,16 @@ def forward(
     weight = layers[0].W
     inputs, hidden = layers[0].U.size(1), weight.size(1)
     cell = _CELLS[type(layers[0].cell)]
-    to = _Addresses()
     weights = [
-        (to.of(layer.U), to.of(layer.W), to.maybe(layer.b_ih), to.maybe(layer.b_hh))
+        (
+            contiguous(layer.U),
+            contiguous(layer.W),
+            contiguous(layer.b_ih),
+            contiguous(layer.b_hh),
+        )
         for layer in layers
     ]
+    x = x.contiguous()
     y = _empty(weight, *rows.outer, hidden)
     final = tuple(weight.new_empty(part.size()) for part in initial)
     tapes: list[Tape] = []
@@ -179,18 +186,18 @@ def forward(
         torch.get_num_threads(),
         cell,
         (rows.time, rows.batch, inputs, hidden),
-        to.rows(rows),
+        _steps(rows),
         _padded(rows),
-        to.of(x) if is_float else None,
-        None if is_float else to.of(x),
+        x if is_float else None,
+        None if is_float else x,
         weights,
-        [to.of(mask) for mask in masks],
-        to.of(initial[0]),
-        to.of(initial[1]) if is_lstm else None,
-        _address(y),
-        _address(final[0]),
-        _address(final[1]) if is_lstm else None,
-        [_tape_addresses(tape) for tape in tapes],
+        [contiguous(mask) for mask in masks],
+        contiguous(initial[0]),
+        contiguous(initial[1]) if is_lstm else None,
+        y,
+        final[0],
+        final[1] if is_lstm else None,
+        [_of_tape(tape) for tape in tapes],
     )
     return y, final, tapes
 
@@ -201,10 +208,7 @@ def tape_width(kernel: str, cell: Cell, hidden: int) -> int:
 
 
 class Ready(NamedTuple):
-    """A batch that has been found fit for the core, as the core takes it.
-
-    The arrays are addresses, so the tensors must live until `run` has come back.
-    """
+    """A batch that has been found fit for the core, as the core takes it."""
 
     kernel: str
     kind: int
@@ -213,7 +217,7 @@ class Ready(NamedTuple):
     y_shape: tuple[int, ...]
     initial: State
     W: Tensor
-    arrays: list[_Array]  # of x, the initial state and each layer's weights
+    tensors: list[Tensor]  # x, the initial state and each layer's weights
     biased: bool
     is_float: bool
 
@@ -272,7 +276,6 @@ def ready(
     tensors = [x, *initial]
     for layer in weights:
         tensors += layer
-    arrays: list[_Array] = []
     try:
         for t in tensors:
             if not (
@@ -283,7 +286,7 @@ def ready(
                 and not t.is_neg()
             ):
                 return None
-            arrays.append((t.data_ptr(), t.numel()))
+            t.data_ptr()
     except RuntimeError:  # no address, as where a transform has left its wrapper
         return None
     return Ready(
@@ -294,7 +297,7 @@ def ready(
         (*shape[:axes], hidden),
         tuple(initial),
         W,
-        arrays,
+        tensors,
         len(weights[0]) > 2,
         is_float,
     )
@@ -306,7 +309,7 @@ def run(ready: Ready, *, keep: bool) -> tuple[Tensor, State, list[Tape]]:
     Raises:
         ValueError, IndexError: of sizes and ids.
     """
-    kernel, kind, sizes, rows, y_shape, initial, W, arrays, biased, is_float = ready
+    kernel, kind, sizes, rows, y_shape, initial, W, given, biased, is_float = ready
     parts = len(initial)
     first, each = 1 + parts, 4 if biased else 2
     no_bias = () if biased else (None, None)
@@ -316,26 +319,25 @@ def run(ready: Ready, *, keep: bool) -> tuple[Tensor, State, list[Tape]]:
     if keep:
         time, batch, _, _ = sizes
         steps = time * batch if rows is None else rows.steps[0]
-        layers = (len(arrays) - first) // each
+        layers = (len(given) - first) // each
         tapes = _new_tapes(kernel, kind, layers, steps, batch, W)
-    ends = [_address(t) for t in final]
     _native.forward(
         kernel,
         torch.get_num_threads(),
         kind,
         sizes,
-        (None, None) if rows is None else (_address(rows.offsets), None),
+        (None, None) if rows is None else (rows.offsets, None),
         None if rows is None else _padded(rows),
-        arrays[0] if is_float else None,
-        None if is_float else arrays[0],
-        [(*arrays[at : at + each], *no_bias) for at in range(first, len(arrays), each)],
+        given[0] if is_float else None,
+        None if is_float else given[0],
+        [(*given[at : at + each], *no_bias) for at in range(first, len(given), each)],
         [],
-        arrays[1],
-        arrays[2] if parts == 2 else None,
-        _address(y),
-        ends[0],
-        ends[1] if parts == 2 else None,
-        [_tape_addresses(tape) for tape in tapes],
+        given[1],
+        given[2] if parts == 2 else None,
+        y,
+        final[0],
+        final[1] if parts == 2 else None,
+        [_of_tape(tape) for tape in tapes],
     )
     return y, final, tapes
 
@@ -362,8 +364,9 @@ def _new_tapes(
     ]
 
 
-def _tape_addresses(tape: Tape) -> tuple[_Array, _Array | None]:
-    return _address(tape.states[0]), _address(tape.kept[0]) if tape.kept else None
+def _of_tape(tape: Tape) -> tuple[Tensor, Tensor | None]:
+    # Hooks on saved tensors may give them back otherwise in memory.
+    return contiguous(tape.states[0]), contiguous(tape.kept[0]) if tape.kept else None
 
 
 def backward(
@@ -413,8 +416,7 @@ def backward(
         for index, layer in enumerate(layers)
     ]
     from_top = range(len(layers) - 1, -1, -1)
-    to = _Addresses()
-    which, padded = to.rows(rows), _padded(rows)
+    which, padded = _steps(rows), _padded(rows)
 
     dx: Tensor | None = None
     passes = _passes(truncation, rows.time)
@@ -425,8 +427,8 @@ def backward(
             if dx is not None and passes is not None and passes[1] < passes[0]:
                 dx.zero_()  # where no pass comes by
             ends = [None if d is None else d[index] for d in dfinal]
-            given = to.given(layers[index], tapes[index], ends, results[index])
-            wanted = to.wanted(layers[index], inputs, results[index], dx)
+            given = _given(layers[index], tapes[index], ends, results[index])
+            wanted = _wanted(layers[index], inputs, results[index], dx)
             _native.backward(
                 kernel,
                 threads,
@@ -436,7 +438,7 @@ def backward(
                 padded if index + 1 == len(layers) else None,
                 None if index else padded,
                 passes,
-                to.of(dy),
+                contiguous(dy),
                 [given],
                 wanted,
             )
@@ -454,7 +456,7 @@ def backward(
         for delta in deltas:
             delta.zero_()
     stack = [
-        to.given(
+        _given(
             layers[index],
             tapes[index],
             [None if d is None else d[index] for d in dfinal],
@@ -465,16 +467,15 @@ def backward(
         )
         for index, delta in enumerate(deltas)
     ]
-    errors = to.of(dy)
+    errors = contiguous(dy)
     _native.backward(
         kernel, threads, cell, sizes, which, padded, None, passes, errors, stack, None
     )
     for index in from_top:
         inputs = _input_of(index, x, tapes, masks, rows)
         dx = _empty(dy, *inputs.shape) if needs_dx and not index else None
-        wanted = to.wanted(layers[index], inputs, results[index], dx)
-        h = to.of(tapes[index].states[0])
-        summed = to.of(deltas[index])
+        wanted = _wanted(layers[index], inputs, results[index], dx)
+        h, summed = contiguous(tapes[index].states[0]), deltas[index]
         at = None if index else padded
         _native.gradients(kernel, threads, cell, sizes, which, at, summed, h, wanted)
     return dx, results, dstate
@@ -501,84 +502,64 @@ def _along_the_way(passes: tuple[int, int], rows: Rows) -> bool:
     return k2 <= k1 <= rows.time and rows.time // k1 * rows.batch >= _ROWS
 
 
-def _address(t: Tensor) -> _Array:
-    return t.data_ptr(), t.numel()
-
-
-def _padded(rows: Rows) -> tuple[_Array, int, bool, bool] | None:
+def _padded(rows: Rows) -> tuple[Tensor, int, bool, bool] | None:
     padding = rows.padding
     if padding is None:
         return None
-    order, time = _address(padding.order), padding.time
-    return order, time, padding.batch_first, padding.backwards
+    return padding.order, padding.time, padding.batch_first, padding.backwards
 
 
-class _Addresses:
-    """Addresses of tensors, of copies where they are not contiguous.
+_MaybeTensor = TypeVar("_MaybeTensor", Tensor, Tensor | None)
 
-    They hold as long as this and the tensors' memory live.
-    """
 
-    def __init__(self) -> None:
-        self._copies: list[Tensor] = []
+def contiguous(t: _MaybeTensor) -> _MaybeTensor:
+    """The tensor as the core takes it, or a copy, which its caller must keep alive."""
+    return t if t is None or t.is_contiguous() else t.contiguous()
 
-    def of(self, t: Tensor) -> _Array:
-        if not t.is_contiguous():
-            t = t.contiguous()
-            self._copies.append(t)
-        return t.data_ptr(), t.numel()
 
-    def rows(self, rows: Rows) -> tuple[_Array | None, _Array | None]:
-        return (
-            self.of(rows.offsets) if rows.is_ragged else None,
-            self.maybe(rows.resets),
-        )
+def _steps(rows: Rows) -> tuple[Tensor | None, Tensor | None]:
+    return rows.offsets if rows.is_ragged else None, contiguous(rows.resets)
 
-    def maybe(self, t: Tensor | None) -> _Array | None:
-        return None if t is None else self.of(t)
 
-    def given(
-        self,
-        layer: Layer,
-        tape: Tape,
-        ends: Sequence[Tensor | None],
-        new: LayerGradients,
-        *,
-        delta: Tensor | None = None,
-        U: Tensor | None = None,
-        mask: Tensor | None = None,
-    ) -> Any:
-        """A layer as `_native.backward` takes it."""
-        is_lstm = len(ends) > 1
-        return (
-            self.of(layer.W),
-            self.maybe(U),
-            self.of(tape.states[0]),
-            self.of(tape.kept[0]) if tape.kept else None,
-            self.maybe(mask),
-            self.maybe(ends[0]),
-            self.maybe(ends[1]) if is_lstm else None,
-            self.maybe(delta),
-            _address(new.dstate[0]) if new.dstate else None,
-            _address(new.dstate[1]) if is_lstm and new.dstate else None,
-        )
+def _given(
+    layer: Layer,
+    tape: Tape,
+    ends: Sequence[Tensor | None],
+    new: LayerGradients,
+    *,
+    delta: Tensor | None = None,
+    U: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Any:
+    """A layer as `_native.backward` takes it."""
+    is_lstm = len(ends) > 1
+    return (
+        contiguous(layer.W),
+        contiguous(U),
+        *_of_tape(tape),
+        contiguous(mask),
+        contiguous(ends[0]),
+        contiguous(ends[1]) if is_lstm else None,
+        delta,
+        new.dstate[0] if new.dstate else None,
+        new.dstate[1] if is_lstm and new.dstate else None,
+    )
 
-    def wanted(
-        self, layer: Layer, inputs: Tensor, new: LayerGradients, dx: Tensor | None
-    ) -> Any:
-        """A layer's gradients, and what they are made from, as `_native` takes them."""
-        is_float = inputs.is_floating_point()
-        return (
-            layer.U.size(1),
-            self.of(inputs) if is_float else None,
-            None if is_float else self.of(inputs),
-            self.of(layer.U),
-            _address(new.dU),
-            _address(new.dW),
-            None if new.db_ih is None else _address(new.db_ih),
-            None if new.db_hh is None else _address(new.db_hh),
-            None if dx is None else _address(dx),
-        )
+
+def _wanted(
+    layer: Layer, inputs: Tensor, new: LayerGradients, dx: Tensor | None
+) -> Any:
+    """A layer's gradients, and what they are made from, as `_native` takes them."""
+    inputs_given = contiguous(inputs)
+    is_float = inputs.is_floating_point()
+    return (
+        layer.U.size(1),
+        inputs_given if is_float else None,
+        None if is_float else inputs_given,
+        contiguous(layer.U),
+        *new[:4],
+        dx,
+    )
 
 
 def _new_gradients(layer: Layer, dstate: State) -> LayerGradients:

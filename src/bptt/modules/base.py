@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 else:  # at run time a mixin, so that torch.nn.LSTM itself is the base class
     _Base = object
 
+_FULL = Truncation.full()
+
 
 class ThroughTime(_Base):
     """What the three modules share: from torch.nn's call to layers, and back."""
@@ -273,7 +275,7 @@ class ThroughTime(_Base):
         return self.proj_size or self.hidden_size
 
     def _policy(self) -> Policy:
-        return Truncation.full() if self.truncation is None else self.truncation
+        return _FULL if self.truncation is None else self.truncation
 
     def _run_layers(
         self,

@@ -71,8 +71,8 @@ MUTATIONS = (
     ),
     Mutation(
         "kernels/native.py",
-        "self.maybe(ends[1]) if is_lstm else None",
-        "self.maybe(ends[0]) if is_lstm else None",
+        "contiguous(ends[1]) if is_lstm else None",
+        "contiguous(ends[0]) if is_lstm else None",
         "the error of h_n is taken for that of c_n",
         ENDS,
     ),

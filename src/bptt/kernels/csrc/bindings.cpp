@@ -1,6 +1,6 @@
-// The Python module `bptt.kernels._native`. It is given addresses with the number of
-// elements behind them, from `bptt.kernels.native`, which has checked dtype, device and
-// layout; here every size is held to every shape before anything is read or written.
+// The Python module `bptt.kernels._native`. It is given tensors by `bptt.kernels.native`,
+// which has checked their dtype, device and layout; here every size is held to every shape
+// before anything is read or written.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
@@ -19,6 +19,7 @@
 #include "layer.h"
 #include "padded.h"
 #include "scratch.h"
+#include "tensors.h"
 #include "threads.h"
 
 namespace nb = nanobind;
@@ -27,8 +28,6 @@ namespace {
 
 using bptt::Cell;
 
-// Address and number of elements.
-using Array = std::pair<uintptr_t, int64_t>;
 using MaybeArray = std::optional<Array>;
 
 constexpr int64_t kMostElements = int64_t{1} << 46;  // products of sizes stay in range
@@ -47,14 +46,16 @@ int64_t elements(std::initializer_list<int64_t> axes) {
 
 template <typename T = float>
 T* at(const Array& array, const char* name, std::initializer_list<int64_t> axes) {
-  if (array.second != elements(axes))
-    throw nb::value_error((std::string(name) + " has " + std::to_string(array.second) +
+  if (array.elements != elements(axes))
+    throw nb::value_error((std::string(name) + " has " + std::to_string(array.elements) +
                            " elements; its shape needs " +
                            std::to_string(elements(axes)))
                               .c_str());
-  if (array.first == 0 && array.second != 0)
+  if (array.address == 0 && array.elements != 0)
     throw nb::value_error((std::string(name) + " is null").c_str());
-  return reinterpret_cast<T*>(array.first);
+  if (array.bits && array.bits != 8 * static_cast<int>(sizeof(T)))
+    throw nb::value_error((std::string(name) + " has another dtype").c_str());
+  return reinterpret_cast<T*>(array.address);
 }
 
 template <typename T = float>
@@ -135,6 +136,15 @@ void sort_rows(const std::vector<int64_t>& lengths, Array to) {
 // Order, time, whether the batch is first and whether the rows run backwards; absent
 // where nothing is padded.
 using PaddedTuple = std::optional<std::tuple<Array, int64_t, bool, bool>>;
+
+bool alike(const PaddedTuple& a, const PaddedTuple& b) {
+  if (!a || !b) return !a && !b;
+  const auto& [order, time, batch_first, backwards] = *a;
+  const auto& [other, other_time, other_first, other_backwards] = *b;
+  return order.address == other.address && order.elements == other.elements &&
+         time == other_time && batch_first == other_first &&
+         backwards == other_backwards;
+}
 
 // A padded batch, and where the rows of its steps stand.
 struct Placed {
@@ -298,8 +308,7 @@ void backward(const std::string& name, int threads, int kind,
   elements({b.k2, 4});
   elements({T + b.k1, B, 4, H});  // no more rows than that run
   const Placed placed_dy(padded_dy, steps, N);
-  const Placed placed_x =
-      padded_x == padded_dy ? placed_dy : Placed(padded_x, steps, N);
+  const Placed placed_x = alike(padded_x, padded_dy) ? placed_dy : Placed(padded_x, steps, N);
   b.dy = at(dy, "dy", {placed_dy.count, H});
   b.dy_places = placed_dy.get();
   require(!layers.empty() && layers.size() < 1u << 20, "give the layers");
@@ -390,7 +399,7 @@ void back_lag(const std::string& name, int threads, int kind,
           "c is for LSTM");
   g.W = at(W, "W", {width, H});
   g.packed = at(packed, "packed", {kernels.packed_floats(g.cell, H)});
-  require(packed.first % 64 == 0, "packed must lie at a multiple of 64 bytes");
+  require(packed.address % 64 == 0, "packed must lie at a multiple of 64 bytes");
   g.h = at(h, "h", {B + T * B, H});
   g.tape = at(tape, "tape", {tape_size});
   g.ds = at(ds, "ds", {rows, H});
@@ -437,6 +446,7 @@ std::vector<std::string> variants() {
 NB_MODULE(_native, m) {
   bptt::watch_forks();
   m.def("variants", &variants);
+  m.def("read_tensors", &tensors::use, nb::arg("of"), nb::arg("exchange"));
   m.def("forward", &forward, nb::arg("name"), nb::arg("threads"), nb::arg("cell"),
         nb::arg("sizes"), nb::arg("rows"), nb::arg("padded").none(),
         nb::arg("x").none(), nb::arg("ids").none(), nb::arg("weights"),
