@@ -18,8 +18,8 @@ from torch import Tensor
 from bptt import costs, recompute, through_time
 from bptt.cells import Cell, Tape
 from bptt.cells.base import State
-from bptt.kernels import choice, native
-from bptt.kernels.native import Ready
+from bptt.kernels import choice, native, ready
+from bptt.kernels.ready import Ready
 from bptt.masks import PackedMask, numbers
 from bptt.memory import Budget, Plan
 from bptt.outside import eager as eager
@@ -112,19 +112,19 @@ def run(
 
 
 def run_ready(
-    ready: Ready,
+    prepared: Ready,
     cell: Cell,
     weights: Sequence[Sequence[Tensor]],
     x: Tensor,
     truncation: Truncation,
 ) -> tuple[Tensor, State]:
-    """`run` of what `native.ready` has found fit, without masks and budget.
+    """`run` of what `ready.prepare` has found fit, without masks and budget.
 
     Args:
-        ready: for these weights and this input, which has a batch axis if there is
+        prepared: for these weights and this input, which has a batch axis if there is
             anything to differentiate.
         cell: of every layer.
-        weights: of each layer, as given to `native.ready`.
+        weights: of each layer, as given to `ready.prepare`.
         x: as given there.
         truncation: which errors go how far back.
 
@@ -134,18 +134,18 @@ def run_ready(
     tensors: list[Tensor | None] = []
     for layer in weights:
         tensors += layer
-        if not ready.biased:
+        if not prepared.biased:
             tensors += (None, None)
-    tensors += ready.initial
+    tensors += prepared.initial
     if torch.is_grad_enabled() and _any_requires_grad(x, tensors):
-        rows = ready.rows or Rows.alike(*ready.sizes[:2])
+        rows = prepared.rows or Rows.alike(*prepared.sizes[:2])
         cells = (cell,) * len(weights)
-        plan = _Plan(cells, truncation, rows, 0, ready.kernel, None, ())
+        plan = _Plan(cells, truncation, rows, 0, prepared.kernel, None, ())
         y, *final = _apply(  # type: ignore[no-untyped-call]
-            plan, ready, x, *tensors
+            plan, prepared, x, *tensors
         )
         return y, tuple(final)
-    y, end, _ = native.run(ready, keep=False)
+    y, end, _ = ready.run(prepared, keep=False)
     return y, end
 
 
@@ -175,7 +175,7 @@ class _Plan(NamedTuple):
 class _ThroughTime(torch.autograd.Function):
     """(plan, layers, x, masks, weights, state) -> (outputs, final state).
 
-    In place of the layers, what `native.ready` has made of them.
+    In place of the layers, what `ready.prepare` has made of them.
     """
 
     @staticmethod
@@ -190,7 +190,7 @@ class _ThroughTime(torch.autograd.Function):
         tapes: list[Tape] = []
         kept: State = ()
         if isinstance(layers, Ready):
-            y, final, tapes = native.run(layers, keep=True)
+            y, final, tapes = ready.run(layers, keep=True)
             return _keep(ctx, plan, (x, *tensors), kept, tapes, y, final)
         masks = [m for m in tensors[: plan.masks] if m is not None]
         initial = plan.state(tensors[plan.masks :])
@@ -314,7 +314,7 @@ def _keep(
     return y, *final
 
 
-# Without a search for what a transform has left, which `native.ready` refuses: 5 us.
+# Without a search for what a transform has left, which `ready.prepare` refuses: 5 us.
 _apply = super(torch.autograd.Function, _ThroughTime).apply
 
 

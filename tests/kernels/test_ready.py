@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import bptt
-from bptt.kernels import native
+from bptt.kernels import native, ready
 from bptt.truncation import Truncation
 from kernels.cases import BEST, KIND, NATIVE, Case, assert_bits, assert_near, run
 from literal import outputs
@@ -62,7 +62,7 @@ def test_zeros_stand_for_no_state_again_and_again(kind, short_only):
     case = case_of(kind, hidden=13, batch=2)
     module, data = case.modules()[0], case.data()
     zeros = replace(data, state=tuple(map(torch.zeros_like, data.state)))
-    native._zeros.cache_clear()
+    ready._zeros.cache_clear()
     with torch.inference_mode():  # what this leaves must do for training
         outputs(module, data.x)
     expected = run(module, zeros)

@@ -11,7 +11,6 @@ of the kernel's own. A `Tape` here has h as its state and that tape as what is k
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -34,6 +33,9 @@ _CELLS: dict[type[Cell], int] = {TanhCell: 0, ReLUCell: 1, GRUCell: 2, LSTMCell:
 _EXACT = (Tensor, torch.nn.Parameter)
 _LARGE = 1 << 18  # elements; below, an allocation costs less than the call
 _ROWS = 128  # of a lag; below, one product of all rows costs less than one a lag
+# Of `_native`: where the rows of each step begin and where they are reset; a padding.
+_Rows = tuple[Tensor | None, Tensor | None]
+_Padded = tuple[Tensor, int, bool, bool] | None
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 
@@ -207,148 +209,6 @@ def tape_width(kernel: str, cell: Cell, hidden: int) -> int:
     return int(_native.tape_floats(kernel, _CELLS[type(cell)], 1, hidden))
 
 
-class Ready(NamedTuple):
-    """A batch that has been found fit for the core, as the core takes it."""
-
-    kernel: str
-    kind: int
-    sizes: tuple[int, int, int, int]  # time, batch, inputs, hidden
-    rows: Rows | None  # if ragged
-    y_shape: tuple[int, ...]
-    initial: State
-    W: Tensor
-    tensors: list[Tensor]  # x, the initial state and each layer's weights
-    biased: bool
-    is_float: bool
-
-
-def ready(
-    cell: Cell,
-    weights: Sequence[Sequence[Tensor]],
-    x: Tensor,
-    initial: Sequence[Tensor] | None,
-    rows: Rows | None = None,
-) -> Ready | None:
-    """What `run` needs, at the least cost a call: a step may take 10 us.
-
-    Args:
-        cell: of every layer.
-        weights: of each layer, U, W and, if there are biases, b_ih, b_hh.
-        x: (time, batch, input) floats or (time, batch) ids, for one sequence without
-            the batch axis.
-        initial: the state before the first step, parts (layers[, batch], state); None
-            for zeros.
-        rows: of a batch of floats that is ragged and padded, as `x` has its axes; the
-            state is in their order.
-
-    Returns:
-        None where the core does not apply or something is wrong with an argument.
-    """
-    kind = _CELLS.get(type(cell))
-    is_float = x.dtype is torch.float32
-    axes = x.dim() - is_float
-    U, W = weights[0][:2]
-    parts = 2 if kind == 3 else 1
-    kernel = choice.active()
-    if (
-        kind is None
-        or kernel == choice.TORCH
-        or not 1 <= axes <= 2
-        or not (is_float or x.dtype is torch.int64)
-        or _is_transformed()
-        or torch.autograd.forward_ad._current_level >= 0
-        or (initial is not None and len(initial) != parts)
-    ):
-        return None
-    shape = tuple(x.shape)
-    time, batch = shape[0], shape[1] if axes == 2 else 1
-    if rows is not None:
-        time, batch = rows.time, rows.batch
-    inputs, hidden = U.shape[1], W.shape[1]
-    state_shape = (len(weights), batch, hidden) if axes == 2 else (len(weights), hidden)
-    if time * batch == 0 or (is_float and shape[-1] != inputs):
-        return None
-    if initial is None:
-        initial = (_zeros(state_shape),) * parts
-    for part in initial:
-        if part.shape != state_shape:
-            return None
-    tensors = [x, *initial]
-    for layer in weights:
-        tensors += layer
-    try:
-        for t in tensors:
-            if not (
-                type(t) in _EXACT
-                and (t.dtype is torch.float32 or t is x)
-                and t.is_cpu
-                and t.is_contiguous()
-                and not t.is_neg()
-            ):
-                return None
-            t.data_ptr()
-    except RuntimeError:  # no address, as where a transform has left its wrapper
-        return None
-    return Ready(
-        kernel,
-        kind,
-        (time, batch, inputs, hidden),
-        rows,
-        (*shape[:axes], hidden),
-        tuple(initial),
-        W,
-        tensors,
-        len(weights[0]) > 2,
-        is_float,
-    )
-
-
-def run(ready: Ready, *, keep: bool) -> tuple[Tensor, State, list[Tape]]:
-    """`forward` of what is ready; without a batch axis if x has none.
-
-    Raises:
-        ValueError, IndexError: of sizes and ids.
-    """
-    kernel, kind, sizes, rows, y_shape, initial, W, given, biased, is_float = ready
-    parts = len(initial)
-    first, each = 1 + parts, 4 if biased else 2
-    no_bias = () if biased else (None, None)
-    y = _empty(W, *y_shape)
-    final = tuple([torch.empty_like(part) for part in initial])
-    tapes: list[Tape] = []
-    if keep:
-        time, batch, _, _ = sizes
-        steps = time * batch if rows is None else rows.steps[0]
-        layers = (len(given) - first) // each
-        tapes = _new_tapes(kernel, kind, layers, steps, batch, W)
-    _native.forward(
-        kernel,
-        torch.get_num_threads(),
-        kind,
-        sizes,
-        (None, None) if rows is None else (rows.offsets, None),
-        None if rows is None else _padded(rows),
-        given[0] if is_float else None,
-        None if is_float else given[0],
-        [(*given[at : at + each], *no_bias) for at in range(first, len(given), each)],
-        [],
-        given[1],
-        given[2] if parts == 2 else None,
-        y,
-        final[0],
-        final[1] if parts == 2 else None,
-        [_of_tape(tape) for tape in tapes],
-    )
-    return y, final, tapes
-
-
-@lru_cache(maxsize=8)
-def _zeros(shape: tuple[int, ...]) -> Tensor:
-    """An initial state, which nobody writes to."""
-    with torch.inference_mode(mode=False):  # else it could not be kept for a backward
-        return torch.zeros(shape, dtype=torch.float32, device="cpu")
-
-
 def _new_tapes(
     kernel: str, kind: int, layers: int, steps: int, batch: int, W: Tensor
 ) -> list[Tape]:
@@ -404,9 +264,6 @@ def backward(
         the error of the initial state, parts (layers, batch, state), or no parts.
     """
     hidden = dy.shape[-1]
-    sizes = (rows.time, rows.batch, hidden)
-    threads = torch.get_num_threads()
-    cell = _CELLS[type(layers[0].cell)]
     dstate: State = ()
     if needs_dstate:
         shape = (len(layers), rows.batch, hidden)
@@ -415,70 +272,121 @@ def backward(
         _new_gradients(layer, tuple(d[index] for d in dstate))
         for index, layer in enumerate(layers)
     ]
-    from_top = range(len(layers) - 1, -1, -1)
-    which, padded = _steps(rows), _padded(rows)
-
-    dx: Tensor | None = None
+    back = _Back(
+        (
+            kernel,
+            torch.get_num_threads(),
+            _CELLS[type(layers[0].cell)],
+            (rows.time, rows.batch, hidden),
+            _steps(rows),
+        ),
+        _padded(rows),
+        layers,
+        x,
+        masks,
+        tapes,
+        dfinal,
+        rows,
+        results,
+    )
     passes = _passes(truncation, rows.time)
     if passes is None or (len(layers) == 1 and _along_the_way(passes, rows)):
-        for index in from_top:  # layer by layer
-            inputs = _input_of(index, x, tapes, masks, rows)
-            dx = _empty(dy, *inputs.shape) if needs_dx or index else None
-            if dx is not None and passes is not None and passes[1] < passes[0]:
-                dx.zero_()  # where no pass comes by
-            ends = [None if d is None else d[index] for d in dfinal]
-            given = _given(layers[index], tapes[index], ends, results[index])
-            wanted = _wanted(layers[index], inputs, results[index], dx)
-            _native.backward(
-                kernel,
-                threads,
-                cell,
-                sizes,
-                which,
-                padded if index + 1 == len(layers) else None,
-                None if index else padded,
-                passes,
-                contiguous(dy),
-                [given],
-                wanted,
-            )
-            if index:
-                assert dx is not None
-                dy = dx.mul_(masks[index - 1]) if masks else dx
-        return dx, results, dstate
+        dx = _layer_by_layer(back, dy, passes, needs_dx=needs_dx)
+    else:
+        dx = _all_together(back, dy, passes, needs_dx=needs_dx)
+    return dx, results, dstate
 
-    # All layers together, pass by pass.
-    gates = layers[0].W.shape[0]
+
+class _Back(NamedTuple):
+    """What both ways back through a stack take."""
+
+    call: tuple[str, int, int, tuple[int, int, int], _Rows]  # each call begins with it
+    padded: _Padded
+    layers: Sequence[Layer]
+    x: Tensor
+    masks: Sequence[Tensor]
+    tapes: Sequence[Tape]
+    dfinal: Sequence[Tensor | None]
+    rows: Rows
+    results: list[LayerGradients]
+
+    def ends(self, index: int) -> list[Tensor | None]:
+        """The error of a layer's final state."""
+        return [None if d is None else d[index] for d in self.dfinal]
+
+    def inputs(self, index: int) -> Tensor:
+        """What a layer has read, shaped as the steps of `x` are."""
+        if not index:
+            return self.x
+        below = self.tapes[index - 1].states[0][self.rows.batch :]
+        if not self.rows.is_ragged:
+            below = below.view(self.rows.time, self.rows.batch, -1)
+        return below * self.masks[index - 1] if self.masks else below
+
+
+def _layer_by_layer(
+    back: _Back, dy: Tensor, passes: tuple[int, int] | None, *, needs_dx: bool
+) -> Tensor | None:
+    """Where nothing is cut, or nothing but one layer: gradients along the way."""
+    dx: Tensor | None = None
+    top = len(back.layers) - 1
+    for index in range(top, -1, -1):
+        inputs = back.inputs(index)
+        dx = _empty(dy, *inputs.shape) if needs_dx or index else None
+        if dx is not None and passes is not None and passes[1] < passes[0]:
+            dx.zero_()  # where no pass comes by
+        layer, new = back.layers[index], back.results[index]
+        _native.backward(
+            *back.call,
+            back.padded if index == top else None,
+            None if index else back.padded,
+            passes,
+            contiguous(dy),
+            [_given(layer, back.tapes[index], back.ends(index), new)],
+            _wanted(layer, inputs, new, dx),
+        )
+        if index:
+            assert dx is not None
+            dy = dx.mul_(back.masks[index - 1]) if back.masks else dx
+    return dx
+
+
+def _all_together(
+    back: _Back, dy: Tensor, passes: tuple[int, int], *, needs_dx: bool
+) -> Tensor | None:
+    """All layers, pass by pass; then the gradients from what was summed."""
+    gates, hidden = back.layers[0].W.shape
     width = 4 * hidden if gates == 3 * hidden else gates
     # Where every step is visited by one pass alone, all of it is written.
-    deltas = [_empty(dy, *rows.steps, width) for _ in layers]
+    deltas = [_empty(dy, *back.rows.steps, width) for _ in back.layers]
     if passes[0] != passes[1]:
         for delta in deltas:
             delta.zero_()
     stack = [
         _given(
-            layers[index],
-            tapes[index],
-            [None if d is None else d[index] for d in dfinal],
-            results[index],
-            delta=delta,
-            U=layers[index].U if index else None,
-            mask=masks[index] if index < len(masks) else None,
+            layer,
+            back.tapes[index],
+            back.ends(index),
+            back.results[index],
+            delta=deltas[index],
+            U=layer.U if index else None,
+            mask=back.masks[index] if index < len(back.masks) else None,
         )
-        for index, delta in enumerate(deltas)
+        for index, layer in enumerate(back.layers)
     ]
-    errors = contiguous(dy)
-    _native.backward(
-        kernel, threads, cell, sizes, which, padded, None, passes, errors, stack, None
-    )
-    for index in from_top:
-        inputs = _input_of(index, x, tapes, masks, rows)
+    _native.backward(*back.call, back.padded, None, passes, contiguous(dy), stack, None)
+    dx: Tensor | None = None
+    for index in range(len(stack) - 1, -1, -1):
+        inputs = back.inputs(index)
         dx = _empty(dy, *inputs.shape) if needs_dx and not index else None
-        wanted = _wanted(layers[index], inputs, results[index], dx)
-        h, summed = contiguous(tapes[index].states[0]), deltas[index]
-        at = None if index else padded
-        _native.gradients(kernel, threads, cell, sizes, which, at, summed, h, wanted)
-    return dx, results, dstate
+        _native.gradients(
+            *back.call,
+            None if index else back.padded,
+            deltas[index],
+            contiguous(back.tapes[index].states[0]),
+            _wanted(back.layers[index], inputs, back.results[index], dx),
+        )
+    return dx
 
 
 def _passes(truncation: Truncation, time: int) -> tuple[int, int] | None:
@@ -502,7 +410,7 @@ def _along_the_way(passes: tuple[int, int], rows: Rows) -> bool:
     return k2 <= k1 <= rows.time and rows.time // k1 * rows.batch >= _ROWS
 
 
-def _padded(rows: Rows) -> tuple[Tensor, int, bool, bool] | None:
+def _padded(rows: Rows) -> _Padded:
     padding = rows.padding
     if padding is None:
         return None
@@ -517,7 +425,7 @@ def contiguous(t: _MaybeTensor) -> _MaybeTensor:
     return t if t is None or t.is_contiguous() else t.contiguous()
 
 
-def _steps(rows: Rows) -> tuple[Tensor | None, Tensor | None]:
+def _steps(rows: Rows) -> _Rows:
     return rows.offsets if rows.is_ragged else None, contiguous(rows.resets)
 
 
@@ -588,19 +496,3 @@ def _empty(like: Tensor, *shape: int) -> Tensor:
     if elements < _LARGE:
         return like.new_empty(*shape)  # a tuple would cost as much again
     return _native.empty(elements).view(shape)
-
-
-def _input_of(
-    index: int,
-    x: Tensor,
-    tapes: Sequence[Tape],
-    masks: Sequence[Tensor],
-    rows: Rows,
-) -> Tensor:
-    """What layer `index` has read, shaped as the steps of `x` are."""
-    if not index:
-        return x
-    below = tapes[index - 1].states[0][rows.batch :]
-    if not rows.is_ragged:
-        below = below.view(rows.time, rows.batch, -1)
-    return below * masks[index - 1] if masks else below

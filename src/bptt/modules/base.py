@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from bptt import autograd, pieces
 from bptt.cells import Cell
 from bptt.cells.base import State
-from bptt.kernels import native
+from bptt.kernels import ready
 from bptt.masks import PackedMask
 from bptt.memory import Budget
 from bptt.modules import checks, dropout, projected
@@ -192,11 +192,11 @@ class ThroughTime(_Base):
         truncation = pieces.fixed(self._policy(), time)
         if truncation is None:
             return None
-        ready = native.ready(cell, weights, input, hx, rows)
-        if ready is None:
+        prepared = ready.prepare(cell, weights, input, hx, rows)
+        if prepared is None:
             return None
         try:
-            y, state = autograd.run_ready(ready, cell, weights, input, truncation)
+            y, state = autograd.run_ready(prepared, cell, weights, input, truncation)
         except (ValueError, IndexError):  # of sizes and ids
             return None
         if inverse is not None:

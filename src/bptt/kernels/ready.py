@@ -1,0 +1,163 @@
+"""The shortest way to the native core, for what needs no more than a look to be fit.
+
+In a step of a small network what surrounds the core counts: generating a token may take
+10 us. What is refused here goes the long way, through `native`.
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bptt.cells import Cell, Tape
+from bptt.cells.base import State
+from bptt.kernels import choice, native
+from bptt.rows import Rows
+
+with suppress(ImportError):  # where it is not installed, nothing is found fit
+    from bptt.kernels import _native
+
+
+class Ready(NamedTuple):
+    """A batch that has been found fit for the core, as the core takes it."""
+
+    kernel: str
+    kind: int
+    sizes: tuple[int, int, int, int]  # time, batch, inputs, hidden
+    rows: Rows | None  # if ragged
+    y_shape: tuple[int, ...]
+    initial: State
+    W: Tensor
+    tensors: list[Tensor]  # x, the initial state and each layer's weights
+    biased: bool
+    is_float: bool
+
+
+def prepare(
+    cell: Cell,
+    weights: Sequence[Sequence[Tensor]],
+    x: Tensor,
+    initial: Sequence[Tensor] | None,
+    rows: Rows | None = None,
+) -> Ready | None:
+    """What `run` needs, at the least cost a call: a step may take 10 us.
+
+    Args:
+        cell: of every layer.
+        weights: of each layer, U, W and, if there are biases, b_ih, b_hh.
+        x: (time, batch, input) floats or (time, batch) ids, for one sequence without
+            the batch axis.
+        initial: the state before the first step, parts (layers[, batch], state); None
+            for zeros.
+        rows: of a batch of floats that is ragged and padded, as `x` has its axes; the
+            state is in their order.
+
+    Returns:
+        None where the core does not apply or something is wrong with an argument.
+    """
+    kind = native._CELLS.get(type(cell))
+    is_float = x.dtype is torch.float32
+    axes = x.dim() - is_float
+    U, W = weights[0][:2]
+    parts = 2 if kind == 3 else 1
+    kernel = choice.active()
+    if (
+        kind is None
+        or kernel == choice.TORCH
+        or not 1 <= axes <= 2
+        or not (is_float or x.dtype is torch.int64)
+        or native._is_transformed()
+        or torch.autograd.forward_ad._current_level >= 0
+        or (initial is not None and len(initial) != parts)
+    ):
+        return None
+    shape = tuple(x.shape)
+    time, batch = shape[0], shape[1] if axes == 2 else 1
+    if rows is not None:
+        time, batch = rows.time, rows.batch
+    inputs, hidden = U.shape[1], W.shape[1]
+    state_shape = (len(weights), batch, hidden) if axes == 2 else (len(weights), hidden)
+    if time * batch == 0 or (is_float and shape[-1] != inputs):
+        return None
+    if initial is None:
+        initial = (_zeros(state_shape),) * parts
+    for part in initial:
+        if part.shape != state_shape:
+            return None
+    tensors = [x, *initial]
+    for layer in weights:
+        tensors += layer
+    try:
+        for t in tensors:
+            if not (
+                type(t) in native._EXACT
+                and (t.dtype is torch.float32 or t is x)
+                and t.is_cpu
+                and t.is_contiguous()
+                and not t.is_neg()
+            ):
+                return None
+            t.data_ptr()
+    except RuntimeError:  # no address, as where a transform has left its wrapper
+        return None
+    return Ready(
+        kernel,
+        kind,
+        (time, batch, inputs, hidden),
+        rows,
+        (*shape[:axes], hidden),
+        tuple(initial),
+        W,
+        tensors,
+        len(weights[0]) > 2,
+        is_float,
+    )
+
+
+def run(prepared: Ready, *, keep: bool) -> tuple[Tensor, State, list[Tape]]:
+    """`native.forward` of it; without a batch axis if x has none.
+
+    Raises:
+        ValueError, IndexError: of sizes and ids.
+    """
+    kernel, kind, sizes, rows, y_shape, initial, W, given, biased, is_float = prepared
+    parts = len(initial)
+    first, each = 1 + parts, 4 if biased else 2
+    no_bias = () if biased else (None, None)
+    y = native._empty(W, *y_shape)
+    final = tuple([torch.empty_like(part) for part in initial])
+    tapes: list[Tape] = []
+    if keep:
+        time, batch, _, _ = sizes
+        steps = time * batch if rows is None else rows.steps[0]
+        layers = (len(given) - first) // each
+        tapes = native._new_tapes(kernel, kind, layers, steps, batch, W)
+    _native.forward(
+        kernel,
+        torch.get_num_threads(),
+        kind,
+        sizes,
+        (None, None) if rows is None else (rows.offsets, None),
+        None if rows is None else native._padded(rows),
+        given[0] if is_float else None,
+        None if is_float else given[0],
+        [(*given[at : at + each], *no_bias) for at in range(first, len(given), each)],
+        [],
+        given[1],
+        given[2] if parts == 2 else None,
+        y,
+        final[0],
+        final[1] if parts == 2 else None,
+        [native._of_tape(tape) for tape in tapes],
+    )
+    return y, final, tapes
+
+
+@lru_cache(maxsize=8)
+def _zeros(shape: tuple[int, ...]) -> Tensor:
+    """An initial state, which nobody writes to."""
+    with torch.inference_mode(mode=False):  # else it could not be kept for a backward
+        return torch.zeros(shape, dtype=torch.float32, device="cpu")
