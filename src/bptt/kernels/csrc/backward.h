@@ -203,7 +203,6 @@ class BackwardScan {
  private:
   static constexpr int kGates = gates(kCell);
   static constexpr int kBlocks = delta_blocks(kCell);
-  static constexpr int64_t kWide = kTilePanels * kPanel;  // a row of a product
   static constexpr int64_t kStepsAhead = 4;
   static constexpr int64_t kNearFloats = 64 * 1024;
   static constexpr bool kCarry = kCell == Cell::kGru || kCell == Cell::kLstm;
@@ -412,10 +411,9 @@ class BackwardScan {
     const BackwardLayer& layer = b_.layer[l];
     const int64_t H = b_.hidden, at = u * kPanel, units = min(kPanel, H - at);
     const int64_t row = step_row(r, lag);
-    if (l == b_.layers - 1)
-      prefetch<false>(b_.dy + place_of(b_.dy_places, row) * H + at, units);
-    if (b_.dy_places && l == b_.layers - 1 &&
-        passes_.step(pass_of(r), lag) >= kStepsAhead)
+    if (l == b_.layers - 1 && !b_.dy_places)
+      prefetch<false>(b_.dy + row * H + at, units);
+    else if (l == b_.layers - 1 && passes_.step(pass_of(r), lag) >= kStepsAhead)
       prefetch<false>(b_.dy + b_.dy_places[step_row(r, lag + kStepsAhead)] * H + at,
                       units);
     if constexpr (!kCarry) prefetch<false>(layer.h + (row + s_.batch) * H + at, units);

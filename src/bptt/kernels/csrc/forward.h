@@ -414,8 +414,10 @@ class ForwardScan {
     const int64_t H = f_.hidden, at = u * kPanel;
     const int64_t row = begin_of(s_, t) + b;
     prefetch<true>(f_.h + row * H + at, units(u));
-    if (f_.y) prefetch<true>(y_of(row) + at, units(u));
-    if (f_.y && f_.y_places && t + 1 < s_.time && b < rows_at(s_, t + 1))
+    if (!f_.y) return;
+    if (!f_.y_places)
+      prefetch<true>(f_.y + row * H + at, units(u));
+    else if (t + 1 < s_.time && b < rows_at(s_, t + 1))  // from farther away
       prefetch<true>(y_of(begin_of(s_, t + 1) + b) + at, units(u));
   }
 

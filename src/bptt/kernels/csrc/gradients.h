@@ -123,7 +123,7 @@ class GradientProducts {
     float* right = packs_.get() + part * each_;
     const Range mine = share(rows.end - rows.begin, 2, at / parts.columns, parts.rows);
     product_block(p, {rows.begin + mine.begin, rows.begin + mine.end},
-                  share(p.n, kPanel, at % parts.columns, parts.columns), right + kRight,
+                  share(p.n, kWide, at % parts.columns, parts.columns), right + kRight,
                   right);
   }
 

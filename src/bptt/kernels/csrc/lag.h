@@ -107,7 +107,6 @@ class LagScan {
   void before(int64_t low, int64_t count, const float* delta) const {
     constexpr bool kAdd = kCell == Cell::kGru;  // to what passes by its gate
     const int64_t H = g_.hidden;
-    constexpr int64_t kWide = kTilePanels * kPanel;
     float edge[kGroupRows * kWide];
     StepProduct s{};
     s.rows = count;

@@ -28,6 +28,7 @@ struct Product {
   Places c_places;
 };
 
+constexpr int64_t kWide = kTilePanels * kPanel;  // columns of a tile
 constexpr int64_t kBlockRows = 16 * kRows;     // of the left factor, packed at a time
 constexpr int64_t kBlockColumns = 32 * kPanel; // of the right factor
 
@@ -59,7 +60,7 @@ inline Grid grid(int64_t m, int64_t n, int parts) {
   for (int rows = 1; rows <= parts; ++rows) {
     int columns = parts / rows;
     double height = static_cast<double>(ceil_div(ceil_div(m, kRows), rows) * kRows);
-    double width = static_cast<double>(ceil_div(ceil_div(n, kPanel), columns) * kPanel);
+    double width = static_cast<double>(ceil_div(ceil_div(n, kWide), columns) * kWide);
     double cost = height * width + 24 * (height + width);
     if (rows == 1 || cost < least) {
       least = cost;
@@ -71,7 +72,6 @@ inline Grid grid(int64_t m, int64_t n, int parts) {
 
 inline void product_block(const Product& p, Range rows, Range columns, float* left,
                           float* right) {
-  constexpr int64_t kWide = kTilePanels * kPanel;
   float edge[kRows * kWide];
   for (int64_t j = columns.begin; j < columns.end; j += kBlockColumns) {
     int64_t width = min(kBlockColumns, columns.end - j);
