@@ -9,7 +9,9 @@ forward and backward from a fixed gradient of the outputs: no loss is timed. Par
 
 - "grid": six shapes and three cells; training without and with the input's gradient,
   and inference. At 32,64,512,512 the matrix-product peak, the better one of torch and
-  NumPy, is measured in the same rounds, and training steps are a share of it.
+  NumPy, is measured in the same rounds, and training steps are a share of it. Beside
+  training without the input's gradient run the products that it cannot do without, by
+  torch.mm and nothing else: what they alone would reach bounds the ratio.
 - "truncation": bptt's truncated training step, relative to its own full BPTT.
 - "generation": one step of a batch of one without gradients, the state passed on.
 
@@ -69,6 +71,7 @@ TRUNCATIONS = {
 }
 GENERATED = (64, 512)  # units
 PEAK_SIZE = 2048
+PRODUCTS = "products alone"
 REST = "rest"  # NumPy's threads stay awake for 0.15 s, on the cores of what follows
 TOLERANCE = 1e-4  # of the largest entry, float32 against float32
 
@@ -93,6 +96,7 @@ class Case:
         with torch.set_grad_enabled(self.training):
             times = alternate(self.contestants(), rounds, least_s)
         times.pop(REST, None)
+        alone = times.pop(PRODUCTS, None)
         first, second, *products = times.values()
         record = {
             "name": self.name,
@@ -100,6 +104,8 @@ class Case:
             "ratio": ratios(first, second),
             "seconds": {name: Figure.of(s) for name, s in times.items()},
         }
+        if alone:
+            record["ratio_of_products_alone"] = ratios(first, alone)
         if self.flop is None:
             return record
         gflops = [self.flop / s / 1e9 for s in second]
@@ -138,11 +144,18 @@ def main() -> None:
                 records.append(case.record(rounds, least_s))
                 print(line(records[-1]), flush=True)
     means = means_of_larger(records)
+    alone = means_of_larger(records, "ratio_of_products_alone")
     for name, mean in means.items():
-        print(f"geometric mean of the larger shapes, {name}: {mean:.2f}")
+        bound = f"; of the products alone {alone[name]:.2f}" if name in alone else ""
+        print(f"geometric mean of the larger shapes, {name}: {mean:.2f}{bound}")
     reached = targets(records, means)
     print(*reached, sep="\n")
-    result |= {"figures": records, "geometric_means": means, "targets": reached}
+    result |= {
+        "figures": records,
+        "geometric_means": means,
+        "geometric_means_of_products_alone": alone,
+        "targets": reached,
+    }
     timing.write_json(arguments.json, result)
 
 
@@ -189,6 +202,8 @@ def grid_runs(cell: str, shape: Shape, task: str) -> dict[str, Run]:
         return {name: partial(m.eval(), x) for name, m in both.items()}
     x.requires_grad_(task == "with dx")
     steps = {name: training_step(m.train(), x, dy) for name, m in both.items()}
+    if task == "without dx":
+        steps[PRODUCTS] = products_alone(cell, shape)
     if shape != AT_PEAK:
         return steps
     a, b, c = torch.randn(3, PEAK_SIZE, PEAK_SIZE).unbind()
@@ -198,6 +213,28 @@ def grid_runs(cell: str, shape: Shape, task: str) -> dict[str, Run]:
         "NumPy product": lambda: np.matmul(a.numpy(), b.numpy(), out=c.numpy()),
         REST: partial(sleep, 0.3),
     }
+
+
+def products_alone(cell: str, shape: Shape) -> Run:
+    """A training step's products, those of the loops a step at a time."""
+    batch, time, width, hidden = shape
+    gates = GATES[cell] * hidden
+    U, W = torch.randn(gates, width), torch.randn(gates, hidden)
+    x, h = torch.randn(time * batch, width), torch.randn(time * batch, hidden)
+    delta, z = torch.randn(time * batch, gates), torch.empty(time * batch, gates)
+    step, error = torch.empty(batch, gates), torch.empty(batch, hidden)
+    dU, dW, W_columns = torch.empty_like(U), torch.empty_like(W), W.t().contiguous()
+
+    def run() -> None:
+        torch.mm(x, U.t(), out=z)
+        for before in h.split(batch):
+            torch.mm(before, W_columns, out=step)
+        for arriving in delta.split(batch):
+            torch.mm(arriving, W, out=error)
+        torch.mm(delta.t(), h, out=dW)
+        torch.mm(delta.t(), x, out=dU)
+
+    return run
 
 
 def truncation_runs(cell: str, truncation: Truncation) -> dict[str, Run]:
@@ -284,19 +321,19 @@ def operations(cell: str, shape: Shape, task: str) -> int:
     return 3 * forward - (of_input if task == "without dx" else 0)
 
 
-def means_of_larger(records: list[Record]) -> dict[str, float]:
+def means_of_larger(records: list[Record], of: str = "ratio") -> dict[str, float]:
     """Geometric means of each cell and task over the larger shapes, where complete."""
     larger = {str(shape) for shape in LARGER}
     means = {}
     for cell in GATES:
         for task in TASKS:
-            of = [
-                r["ratio"].median
+            ratios_found = [
+                r[of].median
                 for r in find(records, part="grid", cell=cell, task=task)
-                if r["shape"] in larger
+                if r["shape"] in larger and of in r
             ]
-            if len(of) == len(LARGER):
-                means[f"{cell} {task}"] = geometric_mean(of)
+            if len(ratios_found) == len(LARGER):
+                means[f"{cell} {task}"] = geometric_mean(ratios_found)
     return means
 
 
@@ -338,6 +375,8 @@ def line(record: Record) -> str:
         for name, figure in list(record["seconds"].items())[:2]
     ]
     text = f"{record['name']:<46}{''.join(times)}  ratio {record['ratio']}"
+    if "ratio_of_products_alone" in record:
+        text += f", products alone {record['ratio_of_products_alone'].median:.2f}"
     if "gflops" in record:
         text += f"  {record['gflops'].median:.0f} GFLOP/s"
     if "share_of_peak" in record:
