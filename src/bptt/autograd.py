@@ -136,11 +136,13 @@ def run_ready(
         tensors += layer
         if not prepared.biased:
             tensors += (None, None)
-    tensors += prepared.initial
+    zeros = prepared.initial if prepared.from_zeros else ()
+    if not zeros:
+        tensors += prepared.initial
     if torch.is_grad_enabled() and _any_requires_grad(x, tensors):
         rows = prepared.rows or Rows.alike(*prepared.sizes[:2])
         cells = (cell,) * len(weights)
-        plan = _Plan(cells, truncation, rows, 0, prepared.kernel, None, ())
+        plan = _Plan(cells, truncation, rows, 0, prepared.kernel, None, (), zeros)
         y, *final = _apply(  # type: ignore[no-untyped-call]
             plan, prepared, x, *tensors
         )
@@ -159,6 +161,7 @@ class _Plan(NamedTuple):
     kernel: str
     division: Plan | None  # where not all is kept
     packed: tuple[PackedMask, ...]
+    zeros: State = ()  # the state, where it is not among the tensors
 
     def layers(self, tensors: Sequence[Tensor | None]) -> list[Layer]:
         """The inverse of `_weights`."""
@@ -168,8 +171,8 @@ class _Plan(NamedTuple):
         ]
 
     def state(self, tensors: Sequence[Tensor | None]) -> State:
-        """What follows the weights."""
-        return tuple(tensors[4 * len(self.cells) :])  # type: ignore[arg-type]
+        """What follows the weights, or zeros that nobody wants the error of."""
+        return self.zeros or tuple(tensors[4 * len(self.cells) :])  # type: ignore[arg-type]
 
 
 class _ThroughTime(torch.autograd.Function):
@@ -226,7 +229,7 @@ class _ThroughTime(torch.autograd.Function):
         if dy is None:
             dy = _zeros_for(x, initial[0], dfinal, plan)
         needs_dx = needs[2] and x.is_floating_point()
-        needs_dstate = any(needs[-len(initial) :])
+        needs_dstate = not plan.zeros and any(needs[-len(initial) :])
         errors = (dy, *dfinal)
         is_plain = not (
             torch.is_grad_enabled() or inside_transform() or _are_batched(errors)
@@ -291,7 +294,7 @@ class _ThroughTime(torch.autograd.Function):
             dx,
             *(None for _ in masks),
             *(d for g in gradients for d in (g.dU, g.dW, g.db_ih, g.db_hh)),
-            *(dstate or (None for _ in initial)),
+            *(() if plan.zeros else dstate or (None for _ in initial)),
         )
 
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 import bptt
 from bptt import kernels
+from bptt.kernels import native as look
 from kernels.guards import guarded
 
 native = pytest.importorskip("bptt.kernels._native")
@@ -279,6 +280,56 @@ def test_a_tensor_is_read_where_it_lies():
         torch.cat([w.flatten() for w in (U, W, b_ih, b_hh)]), rnn.parameters()
     )
     torch.testing.assert_close(y, rnn(given[1:])[0].detach())
+
+
+def left_by_a_transform():
+    """A wrapper without memory."""
+    found = []
+    torch.func.vmap(lambda t: found.append(t) or t)(torch.randn(2, 3))
+    return found[0]
+
+
+class Own(torch.Tensor):
+    """A class that may do anything."""
+
+
+FIT = {
+    "plain": lambda: torch.randn(3, 4),
+    "a parameter": lambda: torch.nn.Parameter(torch.randn(3, 4)),
+    "a number": lambda: torch.randn(()),
+    "empty": lambda: torch.randn(3, 0),
+    "a part": lambda: torch.randn(5, 4)[2:],
+    "one row of many": lambda: torch.randn(3, 4)[::2][:1],
+    "of a graph": lambda: torch.randn(3, requires_grad=True) * 2,
+}
+UNFIT = {
+    "ids": lambda: torch.arange(3),
+    "double": lambda: torch.randn(3).double(),
+    "half": lambda: torch.randn(3).half(),
+    "bfloat16": lambda: torch.randn(3).bfloat16(),
+    "32 bits, no floats": lambda: torch.arange(3, dtype=torch.int32),
+    "64 bits, complex": lambda: torch.zeros(3, dtype=torch.complex64),
+    "transposed": lambda: torch.randn(3, 4).t(),
+    "every other": lambda: torch.randn(6)[::2],
+    "expanded": lambda: torch.randn(1, 3).expand(2, 3),
+    "negated as it is read": lambda: torch._neg_view(torch.ones(3)),
+    "an imaginary part": lambda: torch.randn(3, dtype=torch.cfloat).conj().imag,
+    "sparse": lambda: torch.eye(3).to_sparse(),
+    "without memory": lambda: torch.empty(3, device="meta"),
+    "a subclass": lambda: torch.randn(3).as_subclass(Own),
+    "left by a transform": left_by_a_transform,
+}
+
+
+@pytest.mark.parametrize("are_fit", [look.are_fit, look._are_fit])
+def test_what_is_fit_for_the_core(are_fit):
+    """By the core's own look and by the one that an older torch needs."""
+    for name, make in FIT.items():
+        assert are_fit([make()]), name
+        assert are_fit([torch.arange(3), make(), make()]), name
+    for name, make in UNFIT.items():
+        assert name == "ids" or not are_fit([make()]), name
+        assert not are_fit([torch.randn(3), make()]), name
 
 
 def test_a_torch_whose_tensors_cannot_be_read_from_c():

@@ -26,8 +26,6 @@ from bptt.truncation import Truncation
 with suppress(ImportError):  # where it is not installed, `applies` never holds
     from bptt.kernels import _native
 
-    with suppress(AttributeError):  # older torch: the core calls its tensors' methods
-        _native.read_tensors(Tensor, Tensor.__dlpack_c_exchange_api__)
 
 _CELLS: dict[type[Cell], int] = {TanhCell: 0, ReLUCell: 1, GRUCell: 2, LSTMCell: 3}
 _EXACT = (Tensor, torch.nn.Parameter)
@@ -37,6 +35,31 @@ _ROWS = 128  # of a lag; below, one product of all rows costs less than one a la
 _Rows = tuple[Tensor | None, Tensor | None]
 _Padded = tuple[Tensor, int, bool, bool] | None
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+
+
+def _are_fit(tensors: list[Tensor]) -> bool:
+    """Whether these are as the core takes them; the first may be int64 ids."""
+    try:
+        for at, t in enumerate(tensors):
+            if not (
+                type(t) in _EXACT
+                and (t.dtype is torch.float32 or (t.dtype is torch.int64 and not at))
+                and t.is_cpu
+                and t.is_contiguous()
+                and not t.is_neg()
+            ):
+                return False
+            t.data_ptr()
+    except RuntimeError:  # no address, as where a transform has left its wrapper
+        return False
+    return True
+
+
+are_fit = _are_fit
+with suppress(NameError, AttributeError):  # without a core, or with an older torch
+    _exchange = Tensor.__dlpack_c_exchange_api__
+    if _native.read_tensors(Tensor, torch.nn.Parameter, _exchange):
+        are_fit = _native.are_fit  # the same at a fifth of the cost
 
 
 def applies(

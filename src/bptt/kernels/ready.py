@@ -30,6 +30,7 @@ class Ready(NamedTuple):
     rows: Rows | None  # if ragged
     y_shape: tuple[int, ...]
     initial: State
+    from_zeros: bool  # whether nobody gave it
     W: Tensor
     tensors: list[Tensor]  # x, the initial state and each layer's weights
     biased: bool
@@ -82,6 +83,7 @@ def prepare(
     state_shape = (len(weights), batch, hidden) if axes == 2 else (len(weights), hidden)
     if time * batch == 0 or (is_float and shape[-1] != inputs):
         return None
+    from_zeros = initial is None
     if initial is None:
         initial = (_zeros(state_shape),) * parts
     for part in initial:
@@ -90,18 +92,7 @@ def prepare(
     tensors = [x, *initial]
     for layer in weights:
         tensors += layer
-    try:
-        for t in tensors:
-            if not (
-                type(t) in native._EXACT
-                and (t.dtype is torch.float32 or t is x)
-                and t.is_cpu
-                and t.is_contiguous()
-                and not t.is_neg()
-            ):
-                return None
-            t.data_ptr()
-    except RuntimeError:  # no address, as where a transform has left its wrapper
+    if not native.are_fit(tensors):
         return None
     return Ready(
         kernel,
@@ -110,6 +101,7 @@ def prepare(
         rows,
         (*shape[:axes], hidden),
         tuple(initial),
+        from_zeros,
         W,
         tensors,
         len(weights[0]) > 2,
@@ -123,7 +115,9 @@ def run(prepared: Ready, *, keep: bool) -> tuple[Tensor, State, list[Tape]]:
     Raises:
         ValueError, IndexError: of sizes and ids.
     """
-    kernel, kind, sizes, rows, y_shape, initial, W, given, biased, is_float = prepared
+    kernel, kind, sizes, rows, y_shape, initial, _, W, given, biased, is_float = (
+        prepared
+    )
     parts = len(initial)
     first, each = 1 + parts, 4 if biased else 2
     no_bias = () if biased else (None, None)

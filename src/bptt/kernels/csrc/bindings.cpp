@@ -446,7 +446,9 @@ std::vector<std::string> variants() {
 NB_MODULE(_native, m) {
   bptt::watch_forks();
   m.def("variants", &variants);
-  m.def("read_tensors", &tensors::use, nb::arg("of"), nb::arg("exchange"));
+  m.def("read_tensors", &tensors::use, nb::arg("of"), nb::arg("parameter"),
+        nb::arg("exchange"));
+  m.def("are_fit", &tensors::are_fit, nb::arg("tensors"));
   m.def("forward", &forward, nb::arg("name"), nb::arg("threads"), nb::arg("cell"),
         nb::arg("sizes"), nb::arg("rows"), nb::arg("padded").none(),
         nb::arg("x").none(), nb::arg("ids").none(), nb::arg("weights"),

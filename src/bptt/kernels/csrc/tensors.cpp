@@ -5,8 +5,12 @@ namespace {
 
 constexpr int32_t kCpu = 1;
 
+constexpr uint8_t kInteger = 0, kFloat = 2;
+
 // Set once, when the module's user is imported.
 PyTypeObject* type_ = nullptr;
+PyTypeObject* parameter_ = nullptr;
+PyObject* is_neg_ = nullptr;  // a method's name
 const Exchange* exchange_ = nullptr;
 
 bool is_contiguous(const View& view) {
@@ -18,6 +22,27 @@ bool is_contiguous(const View& view) {
     stride *= view.shape[axis];
   }
   return true;
+}
+
+int64_t elements(const View& view) {
+  int64_t count = 1;
+  for (int axis = 0; axis < view.axes; ++axis) count *= view.shape[axis];
+  return count;
+}
+
+bool is_fit(PyObject* tensor, bool may_be_ids) {
+  const PyTypeObject* type = Py_TYPE(tensor);
+  View view{};
+  if ((type != type_ && type != parameter_) || exchange_->view(tensor, &view) != 0)
+    return false;
+  const bool is_float = view.dtype.code == kFloat && view.dtype.bits == 32;
+  const bool is_ids = may_be_ids && view.dtype.code == kInteger && view.dtype.bits == 64;
+  if (view.device.type != kCpu || view.dtype.lanes != 1 || !(is_float || is_ids) ||
+      !is_contiguous(view) || (!view.data && elements(view)))
+    return false;
+  PyObject* negative = PyObject_CallMethodNoArgs(tensor, is_neg_);
+  Py_XDECREF(negative);
+  return negative == Py_False;
 }
 
 bool to_integer(PyObject* from, int64_t* to) {
@@ -40,9 +65,7 @@ bool read_view(PyObject* from, Array* to) {
   if (exchange_->view(from, &view) != 0) return false;
   if (view.device.type != kCpu || view.dtype.lanes != 1 || !is_contiguous(view))
     return false;
-  int64_t elements = 1;
-  for (int axis = 0; axis < view.axes; ++axis) elements *= view.shape[axis];
-  *to = {reinterpret_cast<uintptr_t>(view.data) + view.byte_offset, elements,
+  *to = {reinterpret_cast<uintptr_t>(view.data) + view.byte_offset, elements(view),
          view.dtype.bits};
   return true;
 }
@@ -63,14 +86,29 @@ bool read_methods(PyObject* from, Array* to) {
 
 }  // namespace
 
-void use(nanobind::handle type, nanobind::handle capsule) {
+bool use(nanobind::handle type, nanobind::handle parameter, nanobind::handle capsule) {
   const auto* exchange = static_cast<const Exchange*>(
       PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
   if (!exchange) throw nanobind::python_error();
-  if (!PyType_Check(type.ptr())) throw nanobind::type_error("give the tensors' class");
-  if (exchange->version.major != 1 || !exchange->view) return;
+  if (!PyType_Check(type.ptr()) || !PyType_Check(parameter.ptr()))
+    throw nanobind::type_error("give the classes of tensors and parameters");
+  if (exchange->version.major != 1 || !exchange->view) return false;
+  if (!is_neg_) is_neg_ = PyUnicode_InternFromString("is_neg");
+  if (!is_neg_) throw nanobind::python_error();
   type_ = reinterpret_cast<PyTypeObject*>(type.inc_ref().ptr());
+  parameter_ = reinterpret_cast<PyTypeObject*>(parameter.inc_ref().ptr());
   exchange_ = exchange;
+  return true;
+}
+
+bool are_fit(nanobind::list tensors) {
+  if (!exchange_) throw nanobind::value_error("read_tensors comes first");
+  for (size_t i = 0; i < tensors.size(); ++i)
+    if (!is_fit(PyList_GET_ITEM(tensors.ptr(), static_cast<Py_ssize_t>(i)), i == 0)) {
+      PyErr_Clear();
+      return false;
+    }
+  return true;
 }
 
 bool read(PyObject* from, Array* to) noexcept {

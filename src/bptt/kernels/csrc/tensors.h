@@ -42,8 +42,14 @@ struct Exchange {
   int (*view)(void* tensor, View* to);  // may be null
 };
 
-// Reads tensors of `type` through `capsule`, their class's `__dlpack_c_exchange_api__`.
-void use(nanobind::handle type, nanobind::handle capsule);
+// Reads tensors of `type` through `capsule`, their class's `__dlpack_c_exchange_api__`;
+// false if that is of no use here.
+bool use(nanobind::handle type, nanobind::handle parameter, nanobind::handle capsule);
+
+// Whether the tensors, after `use`, are as the core takes them: of that very class or of
+// `parameter`, float32 (the first may be int64), on the CPU, contiguous, their memory as
+// it reads.
+bool are_fit(nanobind::list tensors);
 
 // False, without a Python error, for what is no contiguous tensor on the CPU, nor a pair
 // of an address and a number of elements.
