@@ -137,15 +137,6 @@ void sort_rows(const std::vector<int64_t>& lengths, Array to) {
 // where nothing is padded.
 using PaddedTuple = std::optional<std::tuple<Array, int64_t, bool, bool>>;
 
-bool alike(const PaddedTuple& a, const PaddedTuple& b) {
-  if (!a || !b) return !a && !b;
-  const auto& [order, time, batch_first, backwards] = *a;
-  const auto& [other, other_time, other_first, other_backwards] = *b;
-  return order.address == other.address && order.elements == other.elements &&
-         time == other_time && batch_first == other_first &&
-         backwards == other_backwards;
-}
-
 // A padded batch, and where the rows of its steps stand.
 struct Placed {
   std::optional<bptt::Padded> padded;
@@ -308,7 +299,8 @@ void backward(const std::string& name, int threads, int kind,
   elements({b.k2, 4});
   elements({T + b.k1, B, 4, H});  // no more rows than that run
   const Placed placed_dy(padded_dy, steps, N);
-  const Placed placed_x = alike(padded_x, padded_dy) ? placed_dy : Placed(padded_x, steps, N);
+  const Placed placed_x =
+      padded_x == padded_dy ? placed_dy : Placed(padded_x, steps, N);
   b.dy = at(dy, "dy", {placed_dy.count, H});
   b.dy_places = placed_dy.get();
   require(!layers.empty() && layers.size() < 1u << 20, "give the layers");

@@ -4,7 +4,6 @@ namespace tensors {
 namespace {
 
 constexpr int32_t kCpu = 1;
-
 constexpr uint8_t kInteger = 0, kFloat = 2;
 
 // Set once, when the module's user is imported.
@@ -48,16 +47,6 @@ bool is_fit(PyObject* tensor, bool may_be_ids) {
 bool to_integer(PyObject* from, int64_t* to) {
   *to = from ? PyLong_AsLongLong(from) : -1;
   return !PyErr_Occurred();
-}
-
-bool read_pair(PyObject* from, Array* to) {
-  int64_t address = 0, elements = 0;
-  if (PyTuple_GET_SIZE(from) != 2 ||
-      !to_integer(PyTuple_GET_ITEM(from, 0), &address) ||
-      !to_integer(PyTuple_GET_ITEM(from, 1), &elements))
-    return false;
-  *to = {static_cast<uintptr_t>(address), elements, 0};
-  return true;
 }
 
 bool read_view(PyObject* from, Array* to) {
@@ -112,10 +101,8 @@ bool are_fit(nanobind::list tensors) {
 }
 
 bool read(PyObject* from, Array* to) noexcept {
-  const bool done = PyTuple_CheckExact(from) ? read_pair(from, to)
-                    : exchange_ && PyObject_TypeCheck(from, type_)
-                        ? read_view(from, to)
-                        : read_methods(from, to);
+  const bool done = !exchange_                        ? read_methods(from, to)
+                    : PyObject_TypeCheck(from, type_) && read_view(from, to);
   if (!done) PyErr_Clear();
   return done;
 }

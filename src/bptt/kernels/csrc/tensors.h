@@ -10,6 +10,10 @@ struct Array {
   uintptr_t address = 0;
   int64_t elements = 0;
   int bits = 0;  // of an element; 0 where they are not known
+
+  bool operator==(const Array& other) const {
+    return address == other.address && elements == other.elements && bits == other.bits;
+  }
 };
 
 namespace tensors {
@@ -51,8 +55,7 @@ bool use(nanobind::handle type, nanobind::handle parameter, nanobind::handle cap
 // it reads.
 bool are_fit(nanobind::list tensors);
 
-// False, without a Python error, for what is no contiguous tensor on the CPU, nor a pair
-// of an address and a number of elements.
+// False, without a Python error, for what is no contiguous tensor on the CPU.
 bool read(PyObject* from, Array* to) noexcept;
 
 }  // namespace tensors
