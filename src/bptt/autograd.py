@@ -142,7 +142,10 @@ def run_ready(
     if torch.is_grad_enabled() and _any_requires_grad(x, tensors):
         rows = prepared.rows or Rows.alike(*prepared.sizes[:2])
         cells = (cell,) * len(weights)
-        plan = _Plan(cells, truncation, rows, 0, prepared.kernel, None, (), zeros)
+        is_short = len(weights) == 1 and truncation.is_full_over(rows.time)
+        plan = _Plan(
+            cells, truncation, rows, 0, prepared.kernel, None, (), zeros, is_short
+        )
         y, *final = _apply(  # type: ignore[no-untyped-call]
             plan, prepared, x, *tensors
         )
@@ -162,6 +165,7 @@ class _Plan(NamedTuple):
     division: Plan | None  # where not all is kept
     packed: tuple[PackedMask, ...]
     zeros: State = ()  # the state, where it is not among the tensors
+    is_short: bool = False  # whether the short way back may do
 
     def layers(self, tensors: Sequence[Tensor | None]) -> list[Layer]:
         """The inverse of `_weights`."""
@@ -220,6 +224,10 @@ class _ThroughTime(torch.autograd.Function):
         plan: _Plan = ctx.plan
         saved = ctx.saved_tensors  # asked for once, as torch's checkpoint wants it
         needs = ctx.needs_input_grad
+        if plan.is_short:
+            done = _back_the_short_way(plan, saved, needs, dy, dfinal)
+            if done is not None:
+                return done
         arguments = len(needs) - 2  # without plan and layers
         x, *tensors = saved[:arguments]
         kept = list(saved[arguments:])
@@ -319,6 +327,29 @@ def _keep(
 
 # Without a search for what a transform has left, which `ready.prepare` refuses: 5 us.
 _apply = super(torch.autograd.Function, _ThroughTime).apply
+
+
+def _back_the_short_way(
+    plan: _Plan,
+    saved: Sequence[Tensor | None],
+    needs: Sequence[bool],
+    dy: Tensor | None,
+    dfinal: Sequence[Tensor | None],
+) -> tuple[Any, ...] | None:
+    """What `backward` returns, by `ready.run_back`; None where that is not for it."""
+    given = 0 if plan.zeros else len(dfinal)  # parts of the state
+    if (
+        dy is None
+        or torch.is_grad_enabled()
+        or inside_transform()
+        or (given and any(needs[-given:]))
+        or _are_batched((dy, *dfinal))
+    ):
+        return None
+    gradients = ready.run_back(
+        plan.kernel, plan.cells[0], plan.rows, saved, dy, dfinal, needs_dx=needs[2]
+    )
+    return gradients and (None, None, *gradients, *(None,) * given)
 
 
 def _zeros_for(

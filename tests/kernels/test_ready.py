@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import bptt
+from bptt import autograd
 from bptt.kernels import native, ready
 from bptt.truncation import Truncation
 from kernels.cases import BEST, KIND, NATIVE, Case, assert_bits, assert_near, run
@@ -20,6 +21,13 @@ CASES = [
     {"layers": 2, "truncation": Truncation(2, 3)},
     {"batch": 1, "time": 1},
     {"ids": True, "inputs": 11},
+    {"batch": 2, "truncation": Truncation.chunks(4)},
+]
+
+BACK = [{}, {"bias": False}, {"ids": True}, {"batch": 1, "time": 1}, {"hidden": 40}]
+LONG_BACK = [
+    {"layers": 2},
+    {"truncation": Truncation(3, 5)},
     {"batch": 2, "truncation": Truncation.chunks(4)},
 ]
 
@@ -55,6 +63,39 @@ def test_both_ways_give_the_same_bits(kind, options, short_only):
     long = run(kept_long(case.modules()[0]), case.data())
     short_only()
     assert_bits(run(case.modules()[0], case.data()), long)
+
+
+@pytest.mark.parametrize("frozen", [{"h0", "c0"}, {"h0", "c0", "x"}], ids=len)
+@pytest.mark.parametrize("reads", [None, ("y",)], ids=str)
+@pytest.mark.parametrize("given_state", [True, False])
+@pytest.mark.parametrize("options", BACK + LONG_BACK, ids=str)
+@KIND
+def test_both_ways_back_give_the_same_bits(
+    kind, options, given_state, reads, frozen, monkeypatch
+):
+    case = case_of(kind, **options)
+    module, data = case.modules()[0], case.data()
+    data = data if given_state else replace(data, state=())
+    wanted = {"x", *dict(module.named_parameters())} - frozen
+    with monkeypatch.context() as long:
+        long.setattr(autograd, "_back_the_short_way", lambda *_: None)
+        expected = run(module, data, reads=reads, wanted=wanted)
+    if options in BACK:
+        monkeypatch.setattr(native, "backward", None)  # the long way's
+    assert_bits(run(module, data, reads=reads, wanted=wanted), expected)
+
+
+@pytest.mark.parametrize("given_state", [True, False])
+@KIND
+def test_saved_tensors_that_come_back_otherwise_take_the_long_way(kind, given_state):
+    case = case_of(kind)
+    module, data = case.modules()[0], case.data()
+    data = data if given_state else replace(data, state=())
+    wanted = {"x", *dict(module.named_parameters())}
+    expected = run(module, data, wanted=wanted)
+    spread = lambda t: t.repeat_interleave(2, -1)[..., ::2]  # noqa: E731
+    with torch.autograd.graph.saved_tensors_hooks(spread, lambda t: t):
+        assert_bits(run(module, data, wanted=wanted), expected)
 
 
 @KIND

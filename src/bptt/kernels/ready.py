@@ -150,6 +150,82 @@ def run(prepared: Ready, *, keep: bool) -> tuple[Tensor, State, list[Tape]]:
     return y, final, tapes
 
 
+def run_back(
+    kernel: str,
+    cell: Cell,
+    rows: Rows,
+    saved: Sequence[Tensor | None],
+    dy: Tensor,
+    dfinal: Sequence[Tensor | None],
+    *,
+    needs_dx: bool,
+) -> tuple[Tensor | None, ...] | None:
+    """`native.backward` of one layer, under full BPTT and without the state's error.
+
+    Args:
+        kernel: that ran forward.
+        cell: the layer's.
+        rows: as there.
+        saved: x, U, W, b_ih, b_hh, whatever follows those, and last what was kept: h and,
+            for a gated cell, the tape.
+        dy: as there.
+        dfinal: as there.
+        needs_dx: as there.
+
+    Returns:
+        dx, dU, dW, db_ih, db_hh; None where it takes the long way.
+    """
+    kind = native._CELLS[type(cell)]
+    x, U, W, b_ih, b_hh = saved[:5]
+    h, tape = saved[-2:] if kind > 1 else (saved[-1], None)
+    given = [t for t in (x, *saved[1:5], h, tape, dy, *dfinal) if t is not None]
+    if not native.are_fit(given) or x is None or U is None or W is None:
+        return None
+    is_float = x.dtype is torch.float32
+    dU, dW = torch.empty_like(U), torch.empty_like(W)
+    db_ih = None if b_ih is None else torch.empty_like(b_ih)
+    db_hh = None if b_hh is None else torch.empty_like(b_hh)
+    dx = native._empty(dy, *x.shape) if needs_dx else None
+    padded = None if rows.padding is None else native._padded(rows)
+    _native.backward(
+        kernel,
+        torch.get_num_threads(),
+        kind,
+        (rows.time, rows.batch, W.shape[1]),
+        (rows.offsets if rows.is_ragged else None, None),
+        padded,
+        padded,
+        None,
+        dy,
+        [
+            (
+                W,
+                None,
+                h,
+                tape,
+                None,
+                dfinal[0],
+                dfinal[1] if kind == 3 else None,
+                None,
+                None,
+                None,
+            )
+        ],
+        (
+            U.shape[1],
+            x if is_float else None,
+            None if is_float else x,
+            U,
+            dU,
+            dW,
+            db_ih,
+            db_hh,
+            dx,
+        ),
+    )
+    return dx, dU, dW, db_ih, db_hh
+
+
 @lru_cache(maxsize=8)
 def _zeros(shape: tuple[int, ...]) -> Tensor:
     """An initial state, which nobody writes to."""

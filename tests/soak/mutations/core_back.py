@@ -16,6 +16,7 @@ ENDS = (
 ROWS = ("kernels/test_rows.py::test_ragged_rows_and_resets",)
 THREADS = ("kernels/test_threads.py::test_as_exact_on_any_number_of_threads",)
 FLOW = ("flow/test_flow.py::test_float32_of_every_kernel_is_that_of_float64",)
+READY = ("kernels/test_ready.py::test_both_ways_back_give_the_same_bits",)
 BACK = "kernels/csrc/backward.h"
 GRADIENTS = "kernels/csrc/gradients.h"
 
@@ -291,5 +292,26 @@ MUTATIONS = (
         "const int64_t H = g_.hidden, t = row / g_.batch, b = 0;",
         "all rows of a lag read the gates of the first",
         FLOW,
+    ),
+    Mutation(
+        "kernels/ready.py",
+        "dfinal[1] if kind == 3 else None,",
+        "None,",
+        "the error of c at the end does not enter the short way back",
+        READY,
+    ),
+    Mutation(
+        "autograd.py",
+        "is_short = len(weights) == 1 and truncation.is_full_over(rows.time)",
+        "is_short = len(weights) == 1",
+        "the short way back is taken past a truncation's cuts",
+        READY,
+    ),
+    Mutation(
+        "autograd.py",
+        "or (given and any(needs[-given:]))",
+        "or (given and all(needs))",
+        "the short way back is taken where the state's error is wanted",
+        ("kernels/test_accuracy.py::test_every_width",),
     ),
 )
