@@ -7,6 +7,7 @@ The native core can read its input where it lies in the owner's padded batch, an
 its outputs to one.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
@@ -64,13 +65,15 @@ class Rows:
     @classmethod
     def padded(
         cls,
+        lengths: Sequence[int],
         batch_sizes: Tensor,
         offsets: Tensor,
         padding: Padding,
     ) -> "Rows":
-        """Ragged rows of which `offsets` are known, too."""
-        rows = cls(len(batch_sizes), len(padding.order), batch_sizes, None, padding)
-        rows.__dict__["offsets"] = offsets  # where the property would keep it
+        """Ragged rows of which lengths, in any order, and `offsets` are known, too."""
+        rows = cls(max(lengths), len(lengths), batch_sizes, None, padding)
+        rows.__dict__["offsets"] = offsets  # where the properties would keep them
+        rows.__dict__["steps"] = (sum(lengths),)
         return rows
 
     def packed(self) -> "Rows":

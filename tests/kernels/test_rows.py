@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bptt import Truncation
 from bptt.kernels import choice, native
@@ -152,6 +153,7 @@ def test_rows_are_sorted_as_by_torch(batch, monkeypatch):
         found = native.sort_rows(lengths)
         with monkeypatch.context() as patch:
             patch.setattr(choice, "INSTALLED", False)
+            native._sorted.cache_clear()
             for one, other in zip(found, native.sort_rows(lengths), strict=True):
                 assert torch.equal(one, other)
         order, inverse, sizes, offsets = (part.tolist() for part in found)
@@ -159,3 +161,45 @@ def test_rows_are_sorted_as_by_torch(batch, monkeypatch):
         assert [order[at] for at in inverse] == list(range(batch))
         assert sizes == [sum(n > t for n in lengths) for t in range(max(lengths))]
         assert offsets == [0, *accumulate(sizes)]
+
+
+@KIND
+def test_lengths_that_were_seen_in_inference_train(kind):
+    """What is remembered of them must do for a backward pass, too."""
+    case = Case(kind, 7, 5, 6, inputs=4)
+    module, data = case.modules()[0], case.data()
+    lengths = torch.tensor([6, 2, 5, 5, 1])
+    native._sorted.cache_clear()
+    with torch.inference_mode():
+        before, _ = module(data.x, lengths=lengths)
+    y, end = module(data.x, lengths=lengths)
+    last = y[lengths - 1, torch.arange(5)]
+    loss = (end if kind != "lstm" else end[0])[0] - 2 * last
+    found = torch.autograd.grad(loss.sum(), module.weight_ih_l0)[0]
+    expected = torch.autograd.grad(
+        -module(data.x, lengths=lengths)[0][lengths - 1, torch.arange(5)].sum(),
+        module.weight_ih_l0,
+    )[0]
+    assert torch.equal(y, before)
+    assert_near({"dU": found}, {"dU": expected}, 2e-6)
+
+
+def test_what_a_mode_has_looked_on_at_is_not_remembered():
+    """It may have put tensors of its own in their place."""
+
+    class Marked(Tensor):
+        pass
+
+    class Marking(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            found = function(*args, **(kwargs or {}))
+            is_tensor = isinstance(found, Tensor)
+            return found.as_subclass(Marked) if is_tensor else found
+
+    native._sorted.cache_clear()
+    with Marking():
+        assert isinstance(native.sort_rows([3, 1, 2])[1], Marked)
+    order, inverse, sizes, offsets = native.sort_rows([3, 1, 2])
+    assert type(inverse) is Tensor
+    assert (order.tolist(), inverse.tolist()) == ([0, 2, 1], [0, 2, 1])
+    assert (sizes.tolist(), offsets.tolist()) == ([3, 2, 1], [0, 3, 5, 6])

@@ -11,6 +11,7 @@ of the kernel's own. A `Tape` here has h as its state and that tape as what is k
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -110,29 +111,38 @@ def _is_transformed() -> bool:
     )
 
 
-def sort_rows(lengths: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def sort_rows(lengths: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Rows sorted by length, the longest first and equal ones as they are.
 
-    In one call: as many of torch's as this takes are 0.2 ms where the caches hold
-    nothing of them.
+    Those of the last few calls are remembered, to be read only: several layers, or the
+    batches of all epochs, often have the same.
 
     Returns:
         Whose row each is (batch,), its inverse, how many rows have each step (time,)
         and where those begin when packed (time + 1,); int64.
     """
-    if not choice.INSTALLED or _is_transformed():
-        given = torch.tensor(lengths, device="cpu")
-        counts, order = given.sort(descending=True, stable=True)
-        ended = torch.bincount(counts)[:-1].cumsum(0)
-        sizes = len(lengths) - ended
-        offsets = torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
-        return order, order.argsort(), sizes, offsets
-    batch, time = len(lengths), max(lengths)
-    parts = (batch, batch, time, time + 1)
-    memory = torch.empty(sum(parts), dtype=torch.int64, device="cpu")
-    _native.sort_rows(lengths, memory)
-    order, inverse, sizes, offsets = torch.split(memory, list(parts))
-    return order, inverse, sizes, offsets
+    key = tuple(lengths)
+    return _sorted.__wrapped__(key) if _is_transformed() else _sorted(key)
+
+
+@lru_cache(maxsize=8)
+def _sorted(lengths: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    with torch.inference_mode(mode=False):  # else they could not be kept for a backward
+        if not choice.INSTALLED or _is_transformed():
+            given = torch.tensor(lengths, device="cpu")
+            counts, order = given.sort(descending=True, stable=True)
+            ended = torch.bincount(counts)[:-1].cumsum(0)
+            sizes = len(lengths) - ended
+            offsets = torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
+            return order, order.argsort(), sizes, offsets
+        # In one call: as many of torch's as this takes are 0.2 ms where the caches hold
+        # nothing of them.
+        batch, time = len(lengths), max(lengths)
+        parts = (batch, batch, time, time + 1)
+        memory = torch.empty(sum(parts), dtype=torch.int64, device="cpu")
+        _native.sort_rows(list(lengths), memory)
+        order, inverse, sizes, offsets = memory.split_with_sizes(parts)
+        return order, inverse, sizes, offsets
 
 
 def lends_to(t: Tensor) -> bool:

@@ -166,8 +166,8 @@ def run_back(
         kernel: that ran forward.
         cell: the layer's.
         rows: as there.
-        saved: x, U, W, b_ih, b_hh, whatever follows those, and last what was kept: h and,
-            for a gated cell, the tape.
+        saved: x, U, W, b_ih, b_hh, whatever follows those, and last what was kept: h
+            and, for a gated cell, the tape.
         dy: as there.
         dfinal: as there.
         needs_dx: as there.
@@ -178,8 +178,12 @@ def run_back(
     kind = native._CELLS[type(cell)]
     x, U, W, b_ih, b_hh = saved[:5]
     h, tape = saved[-2:] if kind > 1 else (saved[-1], None)
+    assert x is not None
+    assert U is not None
+    assert W is not None
+    assert h is not None
     given = [t for t in (x, *saved[1:5], h, tape, dy, *dfinal) if t is not None]
-    if not native.are_fit(given) or x is None or U is None or W is None:
+    if not native.are_fit(given):
         return None
     is_float = x.dtype is torch.float32
     dU, dW = torch.empty_like(U), torch.empty_like(W)

@@ -212,7 +212,7 @@ def ragged(
         return None
     order, inverse, sizes, offsets = native.sort_rows(steps)
     padding = Padding(order, inverse, time, batch_first)
-    return Rows.padded(sizes, offsets, padding)
+    return Rows.padded(steps, sizes, offsets, padding)
 
 
 def _checked(lengths: Tensor, time: int, batch: int, name: str) -> list[int]:
