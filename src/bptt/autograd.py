@@ -142,9 +142,9 @@ def run_ready(
     if torch.is_grad_enabled() and _any_requires_grad(x, tensors):
         rows = prepared.rows or Rows.alike(*prepared.sizes[:2])
         cells = (cell,) * len(weights)
-        is_short = len(weights) == 1 and truncation.is_full_over(rows.time)
+        chunk = native.chunk_of(truncation, rows) if len(weights) == 1 else None
         plan = _Plan(
-            cells, truncation, rows, 0, prepared.kernel, None, (), zeros, is_short
+            cells, truncation, rows, 0, prepared.kernel, None, (), zeros, chunk
         )
         y, *final = _apply(  # type: ignore[no-untyped-call]
             plan, prepared, x, *tensors
@@ -165,7 +165,7 @@ class _Plan(NamedTuple):
     division: Plan | None  # where not all is kept
     packed: tuple[PackedMask, ...]
     zeros: State = ()  # the state, where it is not among the tensors
-    is_short: bool = False  # whether the short way back may do
+    chunk: int | None = None  # `native.chunk_of` them, where the short way back may do
 
     def layers(self, tensors: Sequence[Tensor | None]) -> list[Layer]:
         """The inverse of `_weights`."""
@@ -224,7 +224,7 @@ class _ThroughTime(torch.autograd.Function):
         plan: _Plan = ctx.plan
         saved = ctx.saved_tensors  # asked for once, as torch's checkpoint wants it
         needs = ctx.needs_input_grad
-        if plan.is_short:
+        if plan.chunk is not None:
             done = _back_the_short_way(plan, saved, needs, dy, dfinal)
             if done is not None:
                 return done
@@ -346,8 +346,16 @@ def _back_the_short_way(
         or _are_batched((dy, *dfinal))
     ):
         return None
+    assert plan.chunk is not None
     gradients = ready.run_back(
-        plan.kernel, plan.cells[0], plan.rows, saved, dy, dfinal, needs_dx=needs[2]
+        plan.kernel,
+        plan.cells[0],
+        plan.rows,
+        plan.chunk,
+        saved,
+        dy,
+        dfinal,
+        needs_dx=needs[2],
     )
     return gradients and (None, None, *gradients, *(None,) * given)
 

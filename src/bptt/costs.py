@@ -61,7 +61,7 @@ def costs_of(
         )
     else:
         width, lag_width = _native_widths(
-            kernel, layers, inputs, bool(masks), truncation
+            kernel, layers, inputs, bool(masks), truncation, rows
         )
     passes = 1 if truncation.k1 is None else truncation.k1
     row = rows.batch * weight.element_size()
@@ -83,6 +83,7 @@ def _native_widths(
     inputs: int,
     masked: bool,
     truncation: Truncation,
+    rows: Rows,
 ) -> tuple[int, int]:
     """Floats for a step and row of a block, and for a pass and row."""
     cell, hidden = layers[0].cell, layers[0].W.shape[1]
@@ -95,7 +96,9 @@ def _native_widths(
         width += 2 * hidden  # errors between layers
     if masked:
         width += (depth + 1) * hidden  # the masks, and an input that is masked
-    if truncation.is_full:
+    # Later blocks of ragged rows may have too few of them to go back step by step.
+    is_stepwise = not rows.is_ragged and native.chunk_of(truncation, rows) is not None
+    if truncation.is_full or is_stepwise:  # then no layer's deltas are kept
         return width, 0
     blocks = 4 if cell.gates == 3 else cell.gates
     return width + depth * blocks * hidden, depth * (2 * blocks + 1) * (hidden + 16)

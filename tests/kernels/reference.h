@@ -25,6 +25,7 @@ struct Case {
   bool ragged = false, resets = false;
   bool padded = false;  // x, y, dy and dx are, as their owner has them
   bool along = false;  // gradients formed along the way, layer after layer if full BPTT
+  bool chunked = false;  // along, chunks of k1 = k2 steps that follow each other
   bool ids = false, biases = true, masks = true;
   bool ends = true, starts = true, dx = true, weights = true;  // what is given, asked for
   bool shifted = false;                                        // arrays off by one float
@@ -41,7 +42,7 @@ struct Case {
     };
     add("cell", static_cast<int>(cell)), add("layers", layers), add("T", T), add("B", B);
     add("I", I), add("H", H), add("k1", k1), add("k2", k2), add("ragged", ragged);
-    add("resets", resets), add("padded", padded), add("along", along), add("ids", ids), add("biases", biases);
+    add("resets", resets), add("padded", padded), add("along", along), add("chunked", chunked), add("ids", ids), add("biases", biases);
     add("masks", masks), add("ends", ends), add("starts", starts), add("dx", dx);
     add("weights", weights), add("shifted", shifted), add("seed", seed);
     return text;

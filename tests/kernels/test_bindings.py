@@ -89,7 +89,8 @@ def backward_arguments(kernel, cell):
         array(B, H, key="dc_start") if cell == 3 else None,
     )
     sizes, dy = (T, B, H), array(T, B, H, key="y")
-    return [kernel, 1, cell, sizes, (None, None), None, None, (2, 3), dy, [layer], None]
+    rows = (None, None)
+    return [kernel, 1, cell, sizes, rows, None, None, (2, 3), 0, dy, [layer], None]
 
 
 def gradients_arguments(kernel, cell):

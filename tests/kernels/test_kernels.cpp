@@ -212,7 +212,7 @@ class Computation {
   void backward_together() {
     std::vector<BackwardLayer> layers;
     for (int l = 0; l < s.layers; ++l) layers.push_back(on_the_way_back(l));
-    Backward b{s.cell, steps, s.H, s.k1, s.k2, dy.get(), standing.get(), s.layers,
+    Backward b{s.cell, steps, s.H, s.k1, s.k2, 0, dy.get(), standing.get(), s.layers,
                layers.data(), nullptr};
     if (!layer_backward(kernels, team, b)) fail("layer_backward");
     for (int l = s.layers - 1; l >= 0; --l)
@@ -224,8 +224,8 @@ class Computation {
   // Layer after layer, each with its gradients.
   void backward_along() {
     Floats above = empty(states), below = above;
-    Backward b{s.cell, steps, s.H, s.k1, s.k2, dy.get(), standing.get(), 1, nullptr,
-               nullptr};
+    Backward b{s.cell, steps, s.H, s.chunked ? s.T : s.k1, s.chunked ? s.T : s.k2,
+               s.chunked ? s.k1 : 0, dy.get(), standing.get(), 1, nullptr, nullptr};
     for (int l = s.layers - 1; l >= 0; --l) {
       const Gradients g = gradients(l, l ? below.get() : input_error());
       BackwardLayer layer = on_the_way_back(l);
@@ -375,6 +375,10 @@ std::vector<Case> cases(Cell cell, bool along, bool differ) {
     } else if (along && s.layers == 1 && at % 2) {  // no step is visited twice
       s.k1 = 1 + (T - 1) * (at % 5 + 1) / 5;
       s.k2 = at % 3 ? s.k1 : (s.k1 + 1) / 2;
+    }
+    if (along && at % 3 == 1) {
+      s.k1 = s.k2 = 1 + (T - 1) * (at % 4) / 4;
+      s.chunked = true;
     }
     s.ids = at % 4 == 3 || at + 1 == count;
     s.biases = at % 5 != 2;

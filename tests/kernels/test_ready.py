@@ -24,7 +24,14 @@ CASES = [
     {"batch": 2, "truncation": Truncation.chunks(4)},
 ]
 
-BACK = [{}, {"bias": False}, {"ids": True}, {"batch": 1, "time": 1}, {"hidden": 40}]
+BACK = [
+    {},
+    {"bias": False},
+    {"ids": True},
+    {"batch": 1, "time": 1},
+    {"hidden": 40},
+    {"batch": 16, "truncation": Truncation.chunks(3)},
+]
 LONG_BACK = [
     {"layers": 2},
     {"truncation": Truncation(3, 5)},

@@ -64,9 +64,10 @@ def test_odd_widths_and_stacks(kind, truncation):
 @KIND
 def test_one_layer_whose_lags_have_rows_for_a_product(kind, options):
     """Then the gradients are formed along the way, if no step is visited twice."""
-    for k1, k2 in [(1, 1), (3, 3), (4, 2), (5, 5), (7, 3), (3, 4)]:
-        case = Case(kind, 21, batch=130, time=7, inputs=6, **options)
-        assert_cut(case, Truncation(k1, k2))
+    for batch, time in [(130, 7), (15, 61)]:  # chunks one after another, side by side
+        for k1, k2 in [(1, 1), (3, 3), (4, 2), (5, 5), (7, 3), (3, 4)]:
+            case = Case(kind, 21, batch, time, inputs=6, **options)
+            assert_cut(case, Truncation(k1, k2))
 
 
 OPTIONS = [
@@ -80,9 +81,10 @@ OPTIONS = [
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @KIND
 def test_every_option(kind, options):
-    case = replace(Case(kind, 10, batch=3, time=8, inputs=7), **options)
-    for k in [(3, 3), (1, 4), (2, 5), (4, 2)]:
-        assert_cut(case, Truncation(*k))
+    for batch in (3, 17):
+        case = replace(Case(kind, 10, batch, time=8, inputs=7), **options)
+        for k in [(3, 3), (1, 4), (2, 5), (4, 2)]:
+            assert_cut(case, Truncation(*k))
 
 
 SOME = [(3, 3), (3, 5), (1, 4), (20, 15)]
@@ -90,9 +92,10 @@ SOME = [(3, 3), (3, 5), (1, 4), (20, 15)]
 
 @KIND_AND_READS
 def test_the_final_states_error_belongs_to_the_last_steps_pass(kind, reads):
-    case = Case(kind, 12, batch=4, time=7, inputs=5, layers=2)
-    for k in SOME:
-        assert_cut(case, Truncation(*k), reads=reads)
+    for batch in (4, 18):
+        case = Case(kind, 12, batch, time=7, inputs=5, layers=2)
+        for k in SOME:
+            assert_cut(case, Truncation(*k), reads=reads)
 
 
 @KIND
@@ -103,14 +106,14 @@ def test_one_tensor_alone_gets_its_gradient(kind):
             assert_cut(case, Truncation(*k), wanted=[wanted])
 
 
-@pytest.mark.parametrize("layers", [2, 3])
+@pytest.mark.parametrize(("layers", "batch"), [(2, 5), (3, 5), (3, 16)])
 @KIND
-def test_dropout_masks_stand_between_the_layers_of_every_pass(kind, layers):
+def test_dropout_masks_stand_between_the_layers_of_every_pass(kind, layers, batch):
     """Below the module, where masks are arguments: full, and cut anyhow."""
     p = problem(
         kind,
         time=9,
-        batch=5,
+        batch=batch,
         inputs=6,
         hidden=11,
         layers=layers,

@@ -65,6 +65,7 @@ def backward(
     padded_dy: _Padded,
     padded_x: _Padded,
     truncation: tuple[int, int] | None,
+    chunk: int,
     dy: Tensor,
     layers: list[_Layer],
     gradients: _Gradients | None,

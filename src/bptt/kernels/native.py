@@ -31,6 +31,7 @@ with suppress(ImportError):  # where it is not installed, `applies` never holds
 _CELLS: dict[type[Cell], int] = {TanhCell: 0, ReLUCell: 1, GRUCell: 2, LSTMCell: 3}
 _EXACT = (Tensor, torch.nn.Parameter)
 _LARGE = 1 << 18  # elements; below, an allocation costs less than the call
+_ROWS_OF_STEP = 16  # of a step: then more add nothing to the speed of a product
 _ROWS = 128  # of a lag; below, one product of all rows costs less than one a lag
 # Of `_native`: where the rows of each step begin and where they are reset; a padding.
 _Rows = tuple[Tensor | None, Tensor | None]
@@ -322,9 +323,13 @@ def backward(
         rows,
         results,
     )
-    passes = _passes(truncation, rows.time)
-    if passes is None or (len(layers) == 1 and _along_the_way(passes, rows)):
-        dx = _layer_by_layer(back, dy, passes, needs_dx=needs_dx)
+    chunk = chunk_of(truncation, rows)
+    if chunk is not None:
+        dx = _layer_by_layer(back, dy, None, chunk, needs_dx=needs_dx)
+        return dx, results, dstate
+    passes = _passes(truncation)
+    if len(layers) == 1 and _along_the_way(passes, rows):
+        dx = _layer_by_layer(back, dy, passes, 0, needs_dx=needs_dx)
     else:
         dx = _all_together(back, dy, passes, needs_dx=needs_dx)
     return dx, results, dstate
@@ -358,9 +363,17 @@ class _Back(NamedTuple):
 
 
 def _layer_by_layer(
-    back: _Back, dy: Tensor, passes: tuple[int, int] | None, *, needs_dx: bool
+    back: _Back,
+    dy: Tensor,
+    passes: tuple[int, int] | None,
+    chunk: int,
+    *,
+    needs_dx: bool,
 ) -> Tensor | None:
-    """Where nothing is cut, or nothing but one layer: gradients along the way."""
+    """Where no step is visited twice: gradients along the way.
+
+    Passes side by side are for one layer alone; chunks are cut in each on its own.
+    """
     dx: Tensor | None = None
     top = len(back.layers) - 1
     for index in range(top, -1, -1):
@@ -374,6 +387,7 @@ def _layer_by_layer(
             back.padded if index == top else None,
             None if index else back.padded,
             passes,
+            chunk,
             contiguous(dy),
             [_given(layer, back.tapes[index], back.ends(index), new)],
             _wanted(layer, inputs, new, dx),
@@ -407,7 +421,9 @@ def _all_together(
         )
         for index, layer in enumerate(back.layers)
     ]
-    _native.backward(*back.call, back.padded, None, passes, contiguous(dy), stack, None)
+    _native.backward(
+        *back.call, back.padded, None, passes, 0, contiguous(dy), stack, None
+    )
     dx: Tensor | None = None
     for index in range(len(stack) - 1, -1, -1):
         inputs = back.inputs(index)
@@ -422,13 +438,26 @@ def _all_together(
     return dx
 
 
-def _passes(truncation: Truncation, time: int) -> tuple[int, int] | None:
-    """`k1` and `k2`; None for full BPTT."""
-    if truncation.is_full_over(time):
-        return None
+def _passes(truncation: Truncation) -> tuple[int, int]:
+    """`k1` and `k2`."""
     assert truncation.k1 is not None
     assert truncation.k2 is not None
     return truncation.k1, truncation.k2
+
+
+def chunk_of(truncation: Truncation, rows: Rows) -> int | None:
+    """The steps of a chunk, 0 under full BPTT, where the way back is from step to step.
+
+    Chunks follow each other so where a step has rows enough for a product. Fewer rows
+    go back from the ends of all chunks side by side, which makes more of them.
+
+    Returns:
+        None where several steps are visited side by side.
+    """
+    if truncation.is_full_over(rows.time):
+        return 0
+    is_chunks = truncation.k1 == truncation.k2
+    return truncation.k1 if is_chunks and rows.batch >= _ROWS_OF_STEP else None
 
 
 def _along_the_way(passes: tuple[int, int], rows: Rows) -> bool:

@@ -154,18 +154,20 @@ def run_back(
     kernel: str,
     cell: Cell,
     rows: Rows,
+    chunk: int,
     saved: Sequence[Tensor | None],
     dy: Tensor,
     dfinal: Sequence[Tensor | None],
     *,
     needs_dx: bool,
 ) -> tuple[Tensor | None, ...] | None:
-    """`native.backward` of one layer, under full BPTT and without the state's error.
+    """`native.backward` of one layer, step by step and without the state's error.
 
     Args:
         kernel: that ran forward.
         cell: the layer's.
         rows: as there.
+        chunk: `native.chunk_of` them.
         saved: x, U, W, b_ih, b_hh, whatever follows those, and last what was kept: h
             and, for a gated cell, the tape.
         dy: as there.
@@ -200,6 +202,7 @@ def run_back(
         padded,
         padded,
         None,
+        chunk,
         dy,
         [
             (

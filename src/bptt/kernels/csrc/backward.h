@@ -348,12 +348,15 @@ class BackwardScan {
 
   // Of the rows [low, low + count), those whose error comes from the step after, too.
   int64_t continued(int64_t lag, int64_t low, int64_t count) const {
-    if (lag == passes_.first_lag()) return 0;
+    if (lag == passes_.first_lag() || begins_chunk(passes_.step(0, lag) + 1)) return 0;
     if (!s_.offsets) return count;
     const int64_t pass = pass_of(low);
     const int64_t rows = active(pass, passes_.step(pass, lag) + 1);
     return max(0, min(count, pass * s_.batch + rows - low));
   }
+
+  // Whether step t, which some step comes before, hands no error on to it.
+  bool begins_chunk(int64_t t) const { return b_.chunk && t > 0 && t % b_.chunk == 0; }
 
   // Whether row r is cut off from the step after the one at which it stands.
   bool is_cut_after(int64_t lag, int64_t r) const {
@@ -465,7 +468,7 @@ class BackwardScan {
         whole ? backward_units<kCell, Sum::kStore>(to, first, kLanes)
               : backward_units<kCell, Sum::kStore>(to, first, rest);
     }
-    if (kCarry && is_reset(s_, step, b))
+    if (kCarry && (is_reset(s_, step, b) || begins_chunk(step)))
       std::memset(to.carry, 0, static_cast<size_t>(min(kPanel, H - at)) * sizeof(float));
   }
 

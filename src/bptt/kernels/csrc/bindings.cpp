@@ -278,7 +278,8 @@ bptt::Gradients gradients_of(const GradientTuple& tuple, const Placed& placed,
 void backward(const std::string& name, int threads, int kind,
               std::tuple<int64_t, int64_t, int64_t> sizes, const RowsTuple& rows_given,
               const PaddedTuple& padded_dy, const PaddedTuple& padded_x,
-              std::optional<std::pair<int64_t, int64_t>> truncation, Array dy,
+              std::optional<std::pair<int64_t, int64_t>> truncation, int64_t chunk,
+              Array dy,
               const std::vector<LayerTuple>& layers,
               const std::optional<GradientTuple>& gradients) {
   const bptt::Kernels& kernels = variant(name);
@@ -294,7 +295,9 @@ void backward(const std::string& name, int threads, int kind,
   b.hidden = H;
   b.k1 = truncation ? truncation->first : T;
   b.k2 = truncation ? truncation->second : T;
+  b.chunk = chunk;
   require(b.k1 > 0 && b.k2 > 0, "k1 and k2 must be positive");
+  require(chunk >= 0 && (!chunk || !truncation), "chunks are cut under full BPTT");
   elements({b.k1, 4});
   elements({b.k2, 4});
   elements({T + b.k1, B, 4, H});  // no more rows than that run
@@ -454,9 +457,8 @@ NB_MODULE(_native, m) {
   m.def("sort_rows", &sort_rows, nb::arg("lengths"), nb::arg("to"));
   m.def("backward", &backward, nb::arg("name"), nb::arg("threads"), nb::arg("cell"),
         nb::arg("sizes"), nb::arg("rows"), nb::arg("padded_dy").none(),
-        nb::arg("padded_x").none(), nb::arg("truncation").none(), nb::arg("dy"),
-        nb::arg("layers"),
-        nb::arg("gradients").none());
+        nb::arg("padded_x").none(), nb::arg("truncation").none(), nb::arg("chunk"),
+        nb::arg("dy"), nb::arg("layers"), nb::arg("gradients").none());
   m.def("back_lag", &back_lag, nb::arg("name"), nb::arg("threads"), nb::arg("cell"),
         nb::arg("sizes"), nb::arg("steps"), nb::arg("W").none(), nb::arg("packed"), nb::arg("h"),
         nb::arg("tape").none(),

@@ -92,6 +92,8 @@ struct Backward {
   Steps steps;
   int64_t hidden;
   int64_t k1, k2;            // full BPTT is (time, time)
+  int64_t chunk;             // under full BPTT: no error goes from a step that is a
+                             // multiple of it to the one before; 0: all do
   const float* dy;           // (rows, hidden), error of the top layer's outputs
   Places dy_places;          // in dy
   int layers;
