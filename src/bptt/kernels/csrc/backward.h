@@ -95,8 +95,9 @@ class BackwardScan {
     const int threads = team.size();
     const int64_t aside = fused() && !by_lag() ? product_steps() : 0;
     const Division division =
-        divide(team, s_, passes_.count, panels(), depth() * panels() * kPanel, depth(),
-               aside);
+        divide(team, s_, {passes_.count, panels(), depth() * panels() * kPanel, depth(),
+                          depth(), aside,
+                          static_cast<double>(piece()) / static_cast<double>(s_.time)});
     // Per layer: packed W, packed U, the passes' deltas of two lags, their carries.
     const int64_t packed = panels() * depth() * kPanel;
     const int64_t carries = kCarry ? rows * padded_stride(b_.hidden) : 0;

@@ -2,6 +2,10 @@
 
 #include "kernels.h"
 
+#if defined(__linux__)
+#include <unistd.h>
+#endif
+
 namespace bptt {
 
 extern const Kernels kernels_baseline;
@@ -29,6 +33,18 @@ bool runs_here([[maybe_unused]] const Kernels& kernels) {
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 #endif
   return true;
+}
+
+int64_t cached_floats() {
+  static const int64_t floats = [] {
+    int64_t bytes = 0;
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+    bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#endif
+    if (bytes <= 0) bytes = 1 << 20;  // unknown
+    return bytes / static_cast<int64_t>(sizeof(float)) * 3 / 4;
+  }();
+  return floats;
 }
 
 }  // namespace bptt

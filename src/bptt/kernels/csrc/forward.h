@@ -144,7 +144,8 @@ class ForwardScan {
     const int64_t W_panel = H * kPanel, U_panel = I * kPanel;
     const int64_t aside = f_.x ? B * kGates * panels() * U_panel : 0;
     const Division division =
-        divide(team, s_, 1, panels(), kGates * panels() * W_panel, kGates * H, aside);
+        divide(team, s_, {1, panels(), kGates * panels() * W_panel, H, kGates * H,
+                          aside, 0});
     const int scanners = division.threads();
     const int helpers = f_.x ? team.size() - scanners : 0;
     // Whether they would fall behind without the others.
@@ -221,7 +222,10 @@ class ForwardScan {
         if (!helpers) project(p, begin, p.panels);
         for (int64_t t = begin; t < min(s_.time, begin + ahead); ++t) {
           step(p, t, h_copy[t % 2], h_copy[(t + 1) % 2]);
-          if (division.unit_parts > 1) groups[part / division.unit_parts].wait();
+          if (division.unit_parts > 1) {
+            groups[part / division.unit_parts].wait();
+            fetch_others(p, h_copy[(t + 1) % 2]);
+          }
         }
       }
     };
@@ -407,6 +411,17 @@ class ForwardScan {
     else
       parallel(team, work);
     return true;
+  }
+
+  // Prefetches what other threads have written of a thread's first rows: read one by
+  // one, as a tile comes to them, their lines would take a few times as long.
+  __attribute__((noinline)) void fetch_others(const Part& p, const float* h_copy) const {
+    const int64_t begin = p.panels.begin * kPanel, end = p.panels.end * kPanel;
+    const float* row = h_copy + p.rows.begin * ldh_;
+    for (int64_t r = 0; r < min(kGroupRows, p.rows.end - p.rows.begin); ++r, row += ldh_) {
+      prefetch<false>(row, begin);
+      prefetch<false>(row + end, f_.hidden - end);
+    }
   }
 
   // Prefetches what `finish` will read and write.

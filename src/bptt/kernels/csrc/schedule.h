@@ -14,13 +14,11 @@ constexpr int64_t kGroupRows = 32;
 // Threads that hold different rows have about so many, or the weights that each of them
 // reads would be used too little.
 constexpr int64_t kPartRows = 8;
-// A thread that holds whole rows reads all recurrent weights at every step, so they
-// should fit its second-level cache.
-constexpr int64_t kResidentFloats = 192 * 1024;
-
-// Whether panels of so many floats, read at every step, come from beyond that cache.
+// Whether panels of so many floats, read at every step, are asked for ahead: some of
+// them come from beyond a thread's second-level cache, which holds more than weights.
 inline bool is_far(Range panels, int64_t floats) {
-  return (panels.end - panels.begin) * floats > kResidentFloats;
+  constexpr int64_t kNearFloats = 192 * 1024;
+  return (panels.end - panels.begin) * floats > kNearFloats;
 }
 
 // Helpers get their work in no fewer parts than this, if each has a few tiles.
@@ -97,23 +95,35 @@ inline double cut_by_work(Division& division, const Steps& s) {
   return static_cast<double>(most) / static_cast<double>(s.time);
 }
 
-// weights: floats that a row's step multiplies with; width: its pre-activations; passes:
-// of a truncation, each with the rows of all steps, side by side; aside: multiplications
-// for a step of all rows that helpers can do.
-inline Division divide(Team& team, const Steps& steps, int64_t passes, int64_t panels,
-                       int64_t weights, int64_t width, int64_t aside) {
+// What the loop is that threads divide.
+struct Loop {
+  int64_t passes;   // of a truncation, each with the rows of all steps, side by side
+  int64_t panels;
+  int64_t weights;  // floats that a row's step multiplies with
+  int64_t read;     // floats of the row that it multiplies them with
+  int64_t width;    // its pre-activations
+  int64_t aside;    // multiplications for a step of all rows that helpers can do
+  double idle;      // the share of the steps before there is any of that to do
+};
+
+inline Division divide(Team& team, const Steps& steps, const Loop& loop) {
   const int threads = team.size();
-  const int64_t rows = passes * steps.batch;
-  const bool ragged = steps.offsets && passes == 1;
+  const int64_t rows = loop.passes * steps.batch, panels = loop.panels;
+  const bool ragged = steps.offsets && loop.passes == 1;
+  const auto weights = static_cast<double>(loop.weights);
+  const auto aside = static_cast<double>(loop.aside);
   // All costs are in the multiplications that take as long, of which a nanosecond has
-  // about this many.
-  constexpr double kPerNanosecond = 5 * kLanes;
+  // about this many. (This and what follows: fitted to 77 loops divided both ways.)
+  constexpr double kPerNanosecond = 3 * kLanes;
   // The cell's arithmetic for a pre-activation.
-  constexpr double kArithmetic = 100;
-  // Reading the weights takes as long as multiplying them with so many rows.
-  constexpr double kLeastRows = 3;
-  // Pre-activations that go from thread to thread in the time of a meeting.
-  constexpr double kHandedOver = 8192;
+  constexpr double kArithmetic = 45;
+  // Reading weights takes as long as multiplying them with so many rows, if all of them
+  // come from the second-level cache, and from beyond it.
+  constexpr double kLeastRows = 3, kFarRows = 7;
+  // Reading a float that another thread has just written.
+  constexpr double kForeign = kPerNanosecond;
+  // Of the time in which helpers have nothing to do, what others can't make up for.
+  constexpr double kLost = 0.7;
   int64_t blocks = ceil_div(rows, kPartRows);
   Division best{1, 1, 0, {}};
   double least = 0;
@@ -129,17 +139,22 @@ inline Division divide(Team& team, const Steps& steps, int64_t passes, int64_t p
       cut_equally(candidate, rows);
     else if (double blocks_of_steps = cut_by_work(candidate, steps); blocks > 1)
       height = blocks_of_steps * kPartRows;
-    double step = height < kLeastRows ? kLeastRows : height;
-    step *= static_cast<double>(weights);
-    if (weights / units > kResidentFloats) step *= 1.25;
-    step += height * kArithmetic * static_cast<double>(width);
+    const double near = static_cast<double>(cached_floats() * units) / weights;
+    const double least_rows =
+        near < 1 ? kFarRows + (kLeastRows - kFarRows) * near : kLeastRows;
+    double step = weights * (height < least_rows ? least_rows : height);
+    step += height * kArithmetic * static_cast<double>(loop.width);
     step *= static_cast<double>(ceil_div(panels, units)) / static_cast<double>(panels);
-    if (units > 1) step = step * 1.1 + meeting;
+    if (units > 1) {
+      const auto read = static_cast<double>(loop.read);
+      step += meeting + height * kForeign * read * (units - 1) / units;
+    }
     // Helpers do what is left aside, and scanners their part of it if it takes longer.
-    double cost = step + static_cast<double>(aside) / threads;
-    if (aside && candidate.threads() < threads) {
-      step += height * static_cast<double>(width) * meeting / kHandedOver;
-      cost = (step * candidate.threads() + static_cast<double>(aside)) / threads;
+    double cost = step + aside / threads;
+    if (loop.aside && candidate.threads() < threads) {
+      const double helpers = threads - candidate.threads();
+      cost = (step * candidate.threads() + aside + kLost * loop.idle * step * helpers) /
+             threads;
       if (cost < step) cost = step;
     }
     candidate.step = step;
