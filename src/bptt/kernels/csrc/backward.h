@@ -115,7 +115,7 @@ class BackwardScan {
     Scratch<int64_t> places_of(2 * places);
     const Gradients none{};
     GradientProducts<kCell> products_of(fused() ? *b_.gradients : none, b_.hidden,
-                                        threads);
+                                        threads, true);
     if (const int helpers = threads - division.threads(); aside && helpers) {
       // So much of the products that all threads are done at the same time.
       const double each = static_cast<double>(aside) / helpers;
@@ -141,6 +141,7 @@ class BackwardScan {
     const bool overlap = passes_.overlap();
     auto work = [&](int part) {
       pack_weights(part, threads);
+      products_of.pack_U(part);
       const bool mine = part < division.threads();
       Part p{};
       if (mine) {

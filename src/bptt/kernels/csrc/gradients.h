@@ -34,11 +34,21 @@ struct Turn {
 template <Cell kCell>
 class GradientProducts {
  public:
-  GradientProducts(const Gradients& gradients, int64_t hidden, int threads)
+  // For many turns U is packed once, by `pack_U` before the first of them.
+  GradientProducts(const Gradients& gradients, int64_t hidden, int threads, bool many)
       : g_(gradients), H_(hidden), threads_(threads),
-        each_(kLeft + kRight), packs_(threads * each_), sums_(kBlocks * hidden) {}
+        each_(kLeft + kRight), packs_(threads * each_), sums_(kBlocks * hidden),
+        is_packed_(many && g_.dx),
+        U_(is_packed_ ? ceil_div(g_.inputs, kPanel) * kPanel * kGates * H_ : 0) {}
 
-  explicit operator bool() const { return packs_ && sums_; }
+  explicit operator bool() const { return packs_ && sums_ && U_; }
+
+  // A thread's share.
+  void pack_U(int part) const {
+    const int64_t I = g_.inputs, k = kGates * H_;
+    for (int64_t j = part * kPanel; is_packed_ && j < I; j += threads_ * kPanel)
+      pack<kPanel>(g_.U + j, 1, I, min(kPanel, I - j), k, U_.get() + j * k);
+  }
 
   // Where a turn is not even, the first threads together form only this part of all.
   void relieve(int first_threads, double part) {
@@ -74,6 +84,7 @@ class GradientProducts {
       p.k = kGates * H_;
       p.a = {input_delta, lda, 1};
       p.b = {g_.U, g_.inputs, 1};
+      if (is_packed_) p.b_packed = U_.get();
       p.c = dx;
       p.ldc = g_.inputs;
       p.c_places = x_places;
@@ -174,12 +185,14 @@ class GradientProducts {
   double relieved_part_ = 0;
   Scratch<> packs_;
   Scratch<> sums_;
+  const bool is_packed_;
+  Scratch<> U_;  // as Product has b_packed
 };
 
 template <Cell kCell>
 bool all_gradients(Team& team, int64_t rows, int64_t hidden, const float* delta,
                    const float* h, Places h_places, const Gradients& g) {
-  GradientProducts<kCell> products(g, hidden, team.size());
+  GradientProducts<kCell> products(g, hidden, team.size(), false);
   if (!products) return false;
   auto work = [&](int part) {
     products.add({part, true, true}, rows, delta, delta_blocks(kCell) * hidden, h,

@@ -26,6 +26,7 @@ struct Product {
   bool add;  // to what c holds
   Places b_places;  // of the rows of b, whose columns lie side by side; or null
   Places c_places;
+  const float* b_packed;  // (panels, k, kPanel), instead of b; or null
 };
 
 constexpr int64_t kWide = kTilePanels * kPanel;  // columns of a tile
@@ -80,9 +81,12 @@ inline void product_block(const Product& p, Range rows, Range columns, float* le
       if (p.b_places)
         pack_placed(p.b.data + j, p.b_places + k, p.k - k, p.b.row, width, depth, right);
       else
-        for (int64_t at = 0; at < width; at += kPanel)
+        for (int64_t at = 0; at < width && !p.b_packed; at += kPanel)
           pack<kPanel>(p.b.data + k * p.b.row + (j + at) * p.b.column, p.b.column,
                        p.b.row, min(kPanel, width - at), depth, right + at * depth);
+      // From a panel's begin to the next one's.
+      const int64_t apart = kPanel * (p.b_packed ? p.k : depth);
+      const float* packed = p.b_packed ? p.b_packed + j * p.k + k * kPanel : right;
       for (int64_t i = rows.begin; i < rows.end; i += kBlockRows) {
         int64_t height = min(kBlockRows, rows.end - i);
         for (int64_t at = 0; at < height; at += kRows)
@@ -102,7 +106,7 @@ inline void product_block(const Product& p, Range rows, Range columns, float* le
             // Whole tiles go where they belong at once.
             const bool direct = valid == panels * kPanel && !p.c_places;
             const bool add = k > 0 || p.add;
-            const Columns columns{right + at * depth, kPanel * depth,
+            const Columns columns{packed + at / kPanel * apart, apart,
                                   direct ? c(0) : edge, direct ? p.ldc : kWide, kPanel,
                                   add};
             auto copy = [valid](float* row_to, const float* from) {
