@@ -144,7 +144,7 @@ struct Kernels {
 extern const Kernels* const built_kernels[];
 // Whether this processor can run it.
 bool runs_here(const Kernels& kernels);
-// What a core's second-level cache holds of them beside all else: three quarters.
+// Floats that a core's second-level cache holds beside all else: three quarters of it.
 int64_t cached_floats();
 
 }  // namespace bptt
