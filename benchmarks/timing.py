@@ -24,6 +24,7 @@ import bptt
 from bptt import kernels
 
 LEAST_S = 0.03  # that a round times a contestant for
+SLOW_S, SLOW_ROUNDS = 10.0, 2  # who takes so long a call is in the first rounds alone
 
 # Busy until killed, or until whoever started it is gone, however that went.
 _BUSY = """
@@ -87,15 +88,16 @@ def alternate(
     """Seconds a call of each contestant, one for each round, taken by turns."""
     calls = {name: _calls_in(run, least_s) for name, run in contestants.items()}
     times: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(rounds):
+    for turn in range(rounds):
         for name, run in contestants.items():
-            times[name].append(_seconds(run, calls[name]) / calls[name])
+            if turn < SLOW_ROUNDS or times[name][0] < SLOW_S:
+                times[name].append(_seconds(run, calls[name]) / calls[name])
     return times
 
 
 def ratios(slow: Sequence[float], fast: Sequence[float]) -> Figure:
-    """`slow / fast`, round by round."""
-    return Figure.of([a / b for a, b in zip(slow, fast, strict=True)])
+    """`slow / fast`, round by round, of the rounds that both were in."""
+    return Figure.of([a / b for a, b in zip(slow, fast, strict=False)])
 
 
 def median(values: Sequence[float]) -> float:
@@ -169,7 +171,8 @@ def write_json(path: Path | None, result: dict[str, Any]) -> None:
 
 def _calls_in(run: Callable[[], object], least_s: float) -> int:
     """How many calls last so long; finding out warms the contestant up."""
-    run()
+    if _seconds(run, 1) > SLOW_S:
+        return 1
     calls = 1
     while (took_s := _seconds(run, calls)) < least_s:
         calls = min(10 * calls, math.ceil(1.2 * calls * least_s / max(took_s, 1e-9)))
