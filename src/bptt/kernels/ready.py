@@ -193,6 +193,10 @@ def run_back(
     db_hh = None if b_hh is None else torch.empty_like(b_hh)
     dx = native._empty(dy, *x.shape) if needs_dx else None
     padded = None if rows.padding is None else native._padded(rows)
+    # As `native` gives a layer and what is wanted, which asks again at 5 us what
+    # `are_fit` has answered.
+    dh_end, dc_end = dfinal if kind == 3 else (dfinal[0], None)
+    layer = (W, None, h, tape, None, dh_end, dc_end, None, None, None)
     _native.backward(
         kernel,
         torch.get_num_threads(),
@@ -204,20 +208,7 @@ def run_back(
         None,
         chunk,
         dy,
-        [
-            (
-                W,
-                None,
-                h,
-                tape,
-                None,
-                dfinal[0],
-                dfinal[1] if kind == 3 else None,
-                None,
-                None,
-                None,
-            )
-        ],
+        [layer],
         (
             U.shape[1],
             x if is_float else None,

@@ -316,8 +316,8 @@ MUTATIONS = (
     ),
     Mutation(
         "kernels/ready.py",
-        "dfinal[1] if kind == 3 else None,",
-        "None,",
+        "dh_end, dc_end = dfinal if kind == 3 else (dfinal[0], None)",
+        "dh_end, dc_end = dfinal[0], None",
         "the error of c at the end does not enter the short way back",
         READY,
     ),
@@ -334,5 +334,12 @@ MUTATIONS = (
         "or (given and all(needs))",
         "the short way back is taken where the state's error is wanted",
         ("kernels/test_accuracy.py::test_every_width",),
+    ),
+    Mutation(
+        GRADIENTS,
+        "min(kPanel, I - j), k, U_.get() + j * k);",
+        "min(kPanel, I - j), k, U_.get());",
+        "panels of U are packed over each other",
+        LARGE,
     ),
 )
